@@ -1,0 +1,317 @@
+"""Properties and faults of sdn_nb.data that nbs/07_data.ipynb leaves out: all numbers of levels, odd image files, worker processes, every refusal."""
+import dataclasses, json, os, random
+
+import numpy as np, pytest, torch
+from fastai.basics import F, Learner, defaults, nn
+from PIL import Image
+from sdn_nb.data import DataInfo, FileImages, ImageDL, TensorImages, get_dls, show_images, to_levels, to_unit
+from sdn_nb.data import _photo_crops
+
+def dls_of(name, num_workers=0, **kw): return get_dls(name, device='cpu', num_workers=num_workers, **kw)
+def epoch(dl): return torch.cat([x for x,_ in dl])
+def rows(x): return {a.numpy().tobytes() for a in x}
+def same(a, b):
+    if a.shape!=b.shape or a.dtype!=b.dtype or not torch.equal(a, b): raise AssertionError(f'{tuple(a.shape)} {a.dtype} differs from {tuple(b.shape)} {b.dtype}')
+
+def noise(*shape, seed=0): return np.random.RandomState(seed).randint(0, 256, shape).astype(np.uint8)
+def save(path, a, mode=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    im = Image.fromarray(a)
+    (im.convert(mode) if mode else im).save(path)
+    return path
+
+@pytest.fixture
+def folder(tmp_path):
+    "20 different RGB images, 6 x 9, in three levels of folders"
+    for i in range(20): save(tmp_path/('a', 'a/b', '.')[i%3]/f'{i:02}.png', noise(6, 9, 3, seed=i))
+    return tmp_path
+
+# Levels
+
+def test_levels_there_and_back_for_every_number_of_levels():
+    for n in range(2, 257):
+        k = torch.arange(n).byte()
+        x = to_unit(k, n)
+        assert x.dtype==torch.float32 and x[0]==-1 and x[-1]==1
+        same(to_levels(x, n), k)
+        for off in -.49,.49: same(to_levels(x+off*2/(n-1), n), k)
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_levels_from_other_floats(dtype): same(to_levels(to_unit(torch.arange(17).byte(), 17).to(dtype), 17), torch.arange(17).byte())
+
+@pytest.mark.parametrize('n', [-1, 0, 1, 257])
+@pytest.mark.parametrize('f', [to_unit, to_levels])
+def test_impossible_n_levels(f, n):
+    with pytest.raises(ValueError, match=f'n_levels is {n};'): f(torch.zeros(1), n)
+
+# The embedded sets
+
+@pytest.mark.parametrize('name,shape,n_levels,n,flips', [('digits', (1,8,8), 17, (1437,360), False), ('photos', (3,32,32), 256, (4096,512), True)])
+def test_embedded_sets(name, shape, n_levels, n, flips):
+    dls = dls_of(name, bs=300)
+    info = dls.info
+    assert (info.name, info.channels, info.image_size, info.levels, (info.n_train, info.n_valid)) == (name, shape[0], shape[1:], n_levels, n)
+    assert len(info.sha256)==64 and DataInfo(**json.loads(json.dumps(dataclasses.asdict(info))))==info
+    for dl in dls:
+        for x,y in dl:
+            assert x is y and x.dtype==torch.float32 and x.shape[1:]==shape and -1<=x.min() and x.max()<=1
+            same(to_unit(to_levels(x, n_levels), n_levels), x)
+    assert (len(dls.train), len(epoch(dls.train))) == (n[0]//300, n[0]//300*300) # incomplete last batch dropped
+    assert len(epoch(dls.valid))==n[1]
+    assert dls.train_ds.flip==flips and not dls.valid_ds.flip
+
+def test_info_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError): dls_of('digits').info.levels = 256
+
+def test_digits_are_parted_without_loss():
+    from sklearn.datasets import load_digits
+    dls = dls_of('digits')
+    both = torch.cat([dls.train_ds.levels, dls.valid_ds.levels])
+    same(both.flatten(1).sort(0).values, torch.tensor(load_digits().images).byte().flatten(1).sort(0).values)
+    assert not rows(dls.train_ds.levels) & rows(dls.valid_ds.levels) # no digit occurs twice in this set
+
+def test_photo_crops_share_no_pixel():
+    seen = {}
+    for part,n in ('train',4096),('valid',512):
+        crops,corners = _photo_crops(part, n)
+        same(torch.as_tensor(crops), getattr(dls_of('photos'), f'{part}_ds').levels)
+        seen[part] = [{int(y)+i for y,_ in c for i in range(32)} for c in corners] # the rows that its crops touch
+    for a,b in zip(*seen.values()): assert not a & b
+
+@pytest.mark.parametrize('name', ['digits', 'photos'])
+def test_seed_moves_order_and_nothing_else(name):
+    a,b = (dls_of(name, seed=s, bs=400) for s in (1,2))
+    assert a.info==b.info
+    same(a.train_ds.levels, b.train_ds.levels); same(epoch(a.valid), epoch(b.valid))
+    assert not torch.equal(epoch(a.train), epoch(b.train))
+
+# Order, mirrors, resumption
+
+@pytest.mark.parametrize('seed', [0, 7, np.int64(7), 2**32-1])
+def test_order_is_free_of_global_state(seed):
+    got = []
+    for g in range(2):
+        random.seed(g); np.random.seed(g); torch.manual_seed(g)
+        dls = dls_of('photos', seed=seed, bs=400)
+        got.append(torch.cat([epoch(dls.train), epoch(dls.train)]))
+        torch.rand(g)
+    same(*got)
+    assert not torch.equal(*got[0].chunk(2)) # a new order every epoch
+
+def test_state_of_rng_resumes_a_run():
+    whole = dls_of('photos', seed=3, bs=400); epochs = [epoch(whole.train) for _ in range(3)]
+    part = dls_of('photos', seed=3, bs=400); epoch(part.train)
+    state = json.loads(json.dumps(part.train.rng.getstate())) # a checkpoint is a file
+    resumed = dls_of('photos', seed=99, bs=400)
+    resumed.train.rng.setstate((state[0], tuple(state[1]), state[2]))
+    for e in epochs[1:]: same(epoch(resumed.train), e)
+
+def test_validation_between_epochs_and_looking_change_nothing():
+    a,b = (dls_of('photos', seed=5, bs=400) for _ in range(2))
+    for _ in range(2):
+        b.one_batch(); b.valid.one_batch(); epoch(b.valid); b.show_batch()
+        same(epoch(a.train), epoch(b.train))
+
+def test_half_are_mirrored_and_every_image_comes_once():
+    k = noise(1000, 1, 4, 4)
+    dl = ImageDL(TensorImages(k, flip=True), bs=64, shuffle=True, num_workers=0)
+    plain,mirrored = ({a.tobytes() for a in b} for b in (k, k[...,::-1].copy()))
+    got = [a.numpy().tobytes() for b in dl for a in b]
+    assert len(set(got))==1000 and set(got)<=plain|mirrored and 400<len(set(got)&mirrored)<600
+    same(torch.cat(list(dl.new(shuffle=False))), torch.tensor(k))
+    same(dl.dataset.levels, torch.tensor(k)) # the set itself was not mirrored in place
+
+@pytest.mark.parametrize('flip,expected', [(True, True), (False, False)])
+def test_flip_is_the_users_choice(flip, expected):
+    for name in 'digits','photos':
+        dls = dls_of(name, flip=flip)
+        assert dls.train_ds.flip==expected and not dls.valid_ds.flip
+        known = rows(to_unit(dls.train_ds.levels, dls.info.levels))
+        assert (rows(epoch(dls.train)) <= known) == (not flip)
+
+def test_indices_can_be_dealt_out():
+    "What distributed training does: take the indices, give each process its part, ask the loader for those batches"
+    dl = ImageDL(TensorImages(noise(32, 1, 4, 4), flip=True), bs=4, shuffle=True, num_workers=0)
+    whole = torch.cat(list(dl)); dl.rng = random.Random(0); dl.randomize()
+    idxs = torch.tensor(dl.get_idxs()).tolist()
+    same(torch.cat([b for r in range(2) for b in dl.create_batches(idxs[r*16:(r+1)*16])]), whole)
+
+def test_small_set_is_kept_whole():
+    dl = ImageDL(TensorImages(noise(3, 1, 4, 4)), bs=64, num_workers=0)
+    assert [len(b) for b in dl]==[3]
+
+def test_learner_predicts_training_images_in_order():
+    dls = dls_of('photos', bs=100)
+    _,y = Learner(dls, nn.Conv2d(3, 3, 1), loss_func=F.mse_loss, cbs=[]).get_preds(ds_idx=0)
+    same(y, to_unit(dls.train_ds.levels, 256)) # neither shuffled, nor mirrored, nor cut short
+
+# Folders
+
+def test_folder(folder):
+    dls = dls_of(folder, bs=4)
+    i = dls.info
+    assert (i.name, i.channels, i.image_size, i.levels, i.n_train, i.n_valid) == (folder.name, 3, (6,9), 256, 18, 2)
+    assert 'seed 0' in i.split and str(folder) not in json.dumps(dataclasses.asdict(i))
+    train,valid = (rows(to_levels(epoch(dl.new(shuffle=False, drop_last=False)), 256)) for dl in dls)
+    assert not train&valid
+    assert train|valid == {noise(6, 9, 3, seed=i).transpose(2,0,1).tobytes() for i in range(20)}
+
+def test_folder_split_follows_seed(folder):
+    a,b,c = (dls_of(str(folder), seed=s) for s in (0,0,1))
+    assert a.train_ds.files==b.train_ds.files and a.info==b.info
+    assert set(a.valid_ds.files)!=set(c.valid_ds.files) and a.info.sha256==c.info.sha256
+
+def test_workers_change_nothing(folder):
+    assert get_dls('digits').train.fake_l.num_workers==0 and get_dls(folder).train.fake_l.num_workers==min(16, defaults.cpus)
+    a,b = (dls_of(folder, bs=4, flip=True, num_workers=n) for n in (0,2))
+    assert b.train.fake_l.num_workers==2
+    for _ in range(2): same(epoch(a.train), epoch(b.train))
+    state = a.train.rng.getstate(); b.train.rng.setstate(state)
+    same(epoch(a.train), epoch(b.train))
+
+def test_folder_smaller_than_a_batch(folder):
+    dls = dls_of(folder, bs=64)
+    assert len(epoch(dls.train))==18 and len(epoch(dls.valid))==2
+
+def test_two_images_are_enough(tmp_path):
+    for i in range(2): save(tmp_path/f'{i}.png', noise(4, 4, seed=i))
+    info = dls_of(tmp_path).info
+    assert (info.n_train, info.n_valid, info.channels)==(1, 1, 1)
+
+def test_digest_notices_added_renamed_and_changed_files(folder):
+    seen = [dls_of(folder).info.sha256]
+    save(folder/'new.png', noise(6, 9, 3, seed=99)); seen.append(dls_of(folder).info.sha256)
+    (folder/'new.png').rename(folder/'newer.png'); seen.append(dls_of(folder).info.sha256)
+    with open(folder/'newer.png', 'ab') as f: f.write(b'\0')
+    seen.append(dls_of(folder).info.sha256)
+    assert len(set(seen))==4
+
+@pytest.mark.parametrize('make,channels', [
+    (lambda a: Image.fromarray(a), 1), (lambda a: Image.fromarray(a>127), 1), (lambda a: Image.fromarray(np.stack([a,a], 2)), 1),
+    (lambda a: Image.fromarray(a.astype(np.uint16)*256+37), 1), (lambda a: Image.fromarray(a).convert('RGB'), 3),
+    (lambda a: Image.fromarray(np.stack([a,a,a,a], 2)), 3), (lambda a: Image.fromarray(np.stack([a,a,a], 2)).quantize(256), 3)],
+    ids=['L','1','LA','I;16','RGB','RGBA','P'])
+def test_modes(tmp_path, make, channels):
+    a = noise(5, 7)
+    for i in range(2): make(a).save(tmp_path/f'{i}.png')
+    dls = dls_of(tmp_path)
+    want = np.where(a>127, 255, 0) if Image.open(tmp_path/'0.png').mode=='1' else a
+    assert dls.info.channels==channels
+    same(to_levels(dls.valid.one_batch()[0][0], 256), torch.tensor(want).byte().expand(channels, 5, 7))
+
+def test_one_colour_image_makes_all_rgb(tmp_path):
+    save(tmp_path/'a.png', noise(4, 4)); save(tmp_path/'b.png', noise(4, 4).astype(np.uint16)*257); save(tmp_path/'c.png', noise(4, 4, 3))
+    dls = dls_of(tmp_path)
+    assert dls.info.channels==3 and epoch(dls.train).shape==(2,3,4,4)
+    for f in dls.train_ds.files + dls.valid_ds.files:
+        x = FileImages([f], 'RGB', (4,4))[0]
+        same(x, torch.tensor(noise(4, 4, 3)).permute(2,0,1) if f.name=='c.png' else torch.tensor(noise(4, 4)).expand(3, 4, 4))
+
+@pytest.mark.parametrize('suffix', ['.png', '.bmp', '.tif', '.ppm', '.webp', '.PNG'])
+def test_formats(tmp_path, suffix):
+    for i in range(2): Image.fromarray(noise(6, 4, 3, seed=i)).save(tmp_path/f'{i}{suffix}', **(dict(lossless=True) if suffix=='.webp' else {}))
+    dls = dls_of(tmp_path)
+    assert rows(to_levels(torch.cat([epoch(dls.train), epoch(dls.valid)]), 256)) == {noise(6, 4, 3, seed=i).transpose(2,0,1).tobytes() for i in range(2)}
+
+def test_names_of_all_kinds(tmp_path):
+    for i,n in enumerate(('größe 1.png', '図/β–vae.png', "it's [0] %s.png", '.hidden.png', '.cache/x.png')): save(tmp_path/n, noise(4, 4, seed=i))
+    (tmp_path/'readme.txt').write_text('no image')
+    dls = dls_of(tmp_path)
+    assert dls.info.n_train+dls.info.n_valid==3 # hidden ones and other files are left out
+    assert len(epoch(dls.train))==2
+
+def test_read_only_folder_is_enough(folder):
+    before = sorted(folder.rglob('*'))
+    for p in [*before, folder]: os.chmod(p, 0o555 if p.is_dir() else 0o444)
+    try: assert len(epoch(dls_of(folder).train))==18 and sorted(folder.rglob('*'))==before
+    finally:
+        for p in [folder, *before]: os.chmod(p, 0o755)
+
+@pytest.mark.parametrize('size,hw', [(4, (4,4)), ((3,8), (3,8)), ([12,5], (12,5)), ((6,9), (6,9)), (np.int64(20), (20,20))])
+def test_size(folder, size, hw):
+    save(folder/'tall.png', noise(40, 7, 3))
+    dls = dls_of(folder, size=size)
+    assert dls.info.image_size==hw and epoch(dls.train).shape[1:]==(3,*hw)
+    json.dumps(dataclasses.asdict(dls.info))
+
+def test_centre_is_kept(tmp_path):
+    a = np.zeros((4, 12), np.uint8); a[:,4:8] = 255
+    for i in range(2): save(tmp_path/f'{i}.png', a)
+    same(dls_of(tmp_path, size=4).valid.one_batch()[0], torch.ones(1,1,4,4))
+
+def test_name_wins_over_folder_and_path_does_not(tmp_path, monkeypatch):
+    for i in range(2): save(tmp_path/'digits'/f'{i}.png', noise(4, 4))
+    monkeypatch.chdir(tmp_path)
+    assert dls_of('digits').info.n_train==1437
+    assert dls_of('./digits').info.n_train==1 and dls_of(tmp_path/'digits').info.n_train==1
+    from pathlib import Path
+    assert dls_of(Path('digits')).info.n_train==1
+
+# Refusals: before any training, by name
+
+@pytest.mark.parametrize('name,kind,words', [
+    ('photo', ValueError, ["'photo'", 'digits, photos', "Did you mean 'photos'?"]), ('DIGITS', ValueError, ["Did you mean 'digits'?"]),
+    ('mnist', ValueError, ["'mnist'", 'nor a folder that exists', 'Check the spelling']), ('', ValueError, ["''"]),
+    ('no/such/place', FileNotFoundError, ["'no/such/place'", 'nor a folder that exists']), (None, ValueError, ['name_or_folder is None']), (3, ValueError, ['name_or_folder is 3'])])
+def test_unknown_name(name, kind, words):
+    with pytest.raises(kind) as e: get_dls(name)
+    for w in words: assert w in str(e.value)
+
+@pytest.mark.parametrize('kw,words', [(dict(bs=0), 'bs is 0;'), (dict(bs=-3), 'bs is -3;'), (dict(bs=2.5), 'bs is 2.5;'), (dict(bs=None), 'bs is None;'),
+    (dict(seed=-1), 'seed is -1;'), (dict(seed=2**32), 'seed is'), (dict(seed=None), 'seed is None;'), (dict(seed=.5), 'seed is 0.5;'),
+    *[(dict(size=s), f'size is {s!r}; it must be') for s in (0, -1, 2.5, 'big', (8,), (8,8,8), (8,0), True, ())]], ids=str)
+@pytest.mark.parametrize('where', ['digits', 'folder'])
+def test_bad_arguments(where, kw, words, folder):
+    with pytest.raises(ValueError) as e: get_dls(folder if where=='folder' else where, **kw)
+    assert words in str(e.value)
+
+def test_embedded_sets_are_not_resized():
+    assert dls_of('digits', size=8).info.image_size==(8,8)
+    with pytest.raises(ValueError, match='digits are 8x8; only a folder can be resized'): get_dls('digits', size=(8,9))
+
+@pytest.mark.parametrize('n,words', [(0, 'holds no image files'), (1, 'holds 1 image file ')])
+def test_too_few_images(tmp_path, n, words):
+    for i in range(n): save(tmp_path/f'{i}.png', noise(4, 4))
+    with pytest.raises(ValueError, match=words): get_dls(tmp_path)
+
+def test_mixed_sizes_name_both(folder):
+    save(folder/'z.png', noise(9, 6, 3))
+    with pytest.raises(ValueError, match=r'02\.png is 6x9, .*z\.png is 9x6 .*size=6'): get_dls(folder)
+
+@pytest.mark.parametrize('content', [b'', b'text', b'\x89PNG\r\n\x1a\n', b'\xff\xd8\xff\xe0'], ids=['empty','text','png-head','jpeg-head'])
+def test_unreadable_file(folder, content):
+    (folder/'a'/'broken.png').write_bytes(content)
+    with pytest.raises(ValueError, match=r'broken\.png cannot be read as an image'): get_dls(folder)
+
+def test_truncated_png_is_found_at_the_start(folder):
+    f = save(folder/'cut.png', noise(6, 9, 3))
+    f.write_bytes(f.read_bytes()[:-40])
+    with pytest.raises(ValueError, match=r'cut\.png cannot be read'): get_dls(folder)
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_truncated_jpeg_is_named_when_its_turn_comes(tmp_path, num_workers):
+    for i in range(4): Image.fromarray(noise(64, 64, 3)).save(tmp_path/f'{i}.jpg', quality=95)
+    dls = dls_of(tmp_path, bs=1, num_workers=num_workers)
+    f = dls.train_ds.files[0]; f.write_bytes(f.read_bytes()[:4000])
+    with pytest.raises(ValueError, match=rf'{f.name} could not be read'): epoch(dls.train)
+
+@pytest.mark.parametrize('dtype', [np.int32, np.float32])
+def test_32_bit_is_refused(tmp_path, dtype):
+    for i in range(2): Image.fromarray(noise(4, 4).astype(dtype)).save(tmp_path/f'{i}.tif')
+    with pytest.raises(ValueError, match=r'0\.tif has 32-bit pixels'): get_dls(tmp_path)
+
+# Figures
+
+@pytest.mark.parametrize('shape,kw,pixels', [((5,1,8,8), {}, (19,28)), ((5,3,8,8), dict(nrow=5), (10,46)), ((3,8,8), {}, (8,8)), ((2,1,4,64), dict(nrow=9), (8,134))])
+def test_show_images(shape, kw, pixels):
+    import matplotlib; matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    ax = show_images(torch.rand(shape, requires_grad=True)*4-2, title='t', **kw)
+    shown = ax.images[0].get_array()
+    assert shown.shape[:2]==pixels and 0<=shown.min() and shown.max()<=1 and ax.get_title()=='t' and ax.images[0].get_interpolation()=='nearest'
+    assert show_images(torch.zeros(2,1,8,8).half(), ax=ax) is ax
+    plt.close('all')
+
+@pytest.mark.parametrize('shape', [(0,1,8,8), (2,2,8,8), (8,8), (1,2,3,4,5)])
+def test_show_images_refuses(shape):
+    with pytest.raises(ValueError, match='show_images takes'): show_images(torch.zeros(shape))

@@ -1,0 +1,141 @@
+"What holds for every notebook: order of imports, documentation, saved outputs, anatomy. Each check is shown to refuse a bad one."
+import ast, importlib, inspect, json, re
+from pathlib import Path
+import pytest
+from fastcore.docments import docments
+
+root = Path(__file__).parent.parent
+lib = 'sdn_nb'
+paths = sorted(p for p in (root/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+rooms = [p for p in paths if re.match(r'[0-8]\d_', p.name)] # from 90 on: the workshop, no part of the reader's path
+modules = sorted(p.stem for p in (root/lib).glob('*.py') if not p.stem.startswith('_'))
+
+def load(path): return json.loads(path.read_text(encoding='utf-8'))
+def source(cell): return ''.join(cell['source'])
+def directives(cell): return set(re.findall(r'^#\|\s*(\w+)', source(cell), re.M))
+def code_cells(nb): return [c for c in nb['cells'] if c['cell_type']=='code']
+def outputs(nb): return [o for c in code_cells(nb) for o in c['outputs']]
+def tree(cell): return ast.parse(re.sub(r'^(\s*)[%!].*$', r'\1pass', source(cell), flags=re.M))
+def exported(nb): return [c for c in code_cells(nb) if directives(c) & {'export', 'exporti', 'exports'}]
+def default_exp(nb): return next((m[1] for c in code_cells(nb) if (m := re.search(r'^#\|\s*default_exp\s+(\S+)', source(c), re.M))), None)
+
+def cell(src, *outs, kind='code'): return dict(cell_type=kind, source=src, **({'outputs': list(outs)} if kind=='code' else {}))
+def book(*cells): return {'cells': list(cells)}
+
+# order of imports
+
+def imported(nb):
+    "The names of the library's modules that the exported cells of `nb` import, in functions too; `*` for a star import"
+    for node in (n for c in exported(nb) for n in ast.walk(tree(c))):
+        if isinstance(node, ast.Import): yield from (a.name.split('.')[1] for a in node.names if a.name.startswith(f'{lib}.'))
+        if isinstance(node, ast.ImportFrom):
+            if any(a.name=='*' for a in node.names): yield '*'
+            mod = (node.module or '').removeprefix(lib).strip('.') if node.level or (node.module or '').split('.')[0]==lib else None
+            if mod is not None: yield from [mod.split('.')[0]] if mod else (a.name for a in node.names)
+
+def import_faults(nb, number, numbers):
+    "What is wrong with the imports of notebook `nb`, the `number`th, where module `m` comes from notebook `numbers[m]`"
+    return [f'imports {m}' for m in imported(nb) if m=='*' or not numbers.get(m, 1000) < number]
+
+numbers = {m: int(p.name[:2]) for p in paths if re.match(r'\d\d_', p.name) and (m := default_exp(load(p)))}
+numbered = [p for p in paths if re.match(r'\d\d_', p.name)]
+
+@pytest.mark.parametrize('path', numbered, ids=lambda p: p.stem)
+def test_imports_come_from_lower_numbers(path): assert import_faults(load(path), int(path.name[:2]), numbers) == []
+
+@pytest.mark.parametrize('src, refused', [
+    ('from sdn_nb.scan import scan', False), ('from sdn_nb.vae import SDNVAE', True), ('import sdn_nb.layers', True),
+    ('from sdn_nb import vae', True), ('from .vae import SDNVAE', True), ('from torch.nn import *', True),
+    ('def f():\n    from sdn_nb.vae import SDNVAE', True), ('from sdn_nb.nowhere import f', True), ('import torch', False)])
+def test_imports_refused(src, refused):
+    nb = book(cell(f'#| export\n{src}'))
+    assert bool(import_faults(nb, 2, dict(scan=0, layers=2, vae=5))) == refused
+    assert import_faults(book(cell(src)), 2, {}) == [] # not exported
+
+# saved outputs
+
+def shows(cell):
+    "Must executing `cell` leave an output? So it must where it prints, or ends in a value."
+    if directives(cell) & {'export', 'exporti', 'hide', 'eval'}: return False
+    body = tree(cell).body
+    if any(isinstance(o, ast.Expr) and isinstance(o.value, ast.Call) and getattr(o.value.func, 'id', '')=='print' for o in body): return True
+    value = (ast.Name, ast.Attribute, ast.Subscript, ast.Tuple, ast.BinOp, ast.Compare, ast.JoinedStr)
+    return bool(body) and not source(cell).rstrip().endswith(';') and isinstance(body[-1], ast.Expr) and isinstance(body[-1].value, value)
+
+def output_faults(nb):
+    "What is wrong with the saved outputs of notebook `nb`"
+    faults = [f'not executed: {source(c)[:60]!r}' for c in code_cells(nb) if shows(c) and not c['outputs']]
+    faults += [f"error {o.get('ename')}" for o in outputs(nb) if o['output_type']=='error']
+    text = json.dumps([{k:v for k,v in o.get('data', o).items() if not k.startswith('image/')} for o in outputs(nb)])
+    text = re.sub(r'base64,[A-Za-z0-9+/=\\n]+', '', text)
+    faults += [f'path {m}' for m in re.findall(r'(?<![\w.])/(?:tmp|root|home|work|Users)/[^\s"\\]*', text)]
+    if len(json.dumps(nb)) > 1_500_000: faults.append('more than 1.5 MB')
+    return faults
+
+@pytest.mark.parametrize('path', paths, ids=lambda p: p.stem)
+def test_saved_outputs(path): assert output_faults(load(path)) == []
+
+stream = dict(output_type='stream', name='stdout', text=['3\n'])
+@pytest.mark.parametrize('nb, fault', [
+    (book(cell('print(1+2)', stream)), None),
+    (book(cell('x = 1'), cell('test_eq(x, 1)'), cell('#| hide\nx'), cell('x;')), None),
+    (book(cell('print(1+2)')), 'not executed'),
+    (book(cell('y.shape')), 'not executed'),
+    (book(cell('1/0', dict(output_type='error', ename='ZeroDivisionError', evalue='', traceback=[]))), 'ZeroDivisionError'),
+    (book(cell('print(p)', dict(stream, text=['saved to /tmp/run/model\n']))), 'path /tmp/run/model'),
+    (book(cell('p', dict(output_type='execute_result', data={'text/plain': "Path('/home/ann/sdn')"}))), 'path /home/ann'),
+    (book(cell('fig()', dict(output_type='display_data', data={'image/png': 'A/tmp/B', 'text/plain': '<Figure>'}))), None),
+    (book(cell('fig()', dict(output_type='display_data', data={'image/png': 'A'*1_500_001}))), '1.5 MB')])
+def test_saved_outputs_refused(nb, fault):
+    faults = output_faults(nb)
+    assert (fault in ' '.join(faults)) if fault else faults == []
+
+# anatomy
+
+def anatomy_faults(nb):
+    "What notebook `nb` lacks: a title with a subtitle in a blockquote, and a figure"
+    head = next((source(c) for c in nb['cells'] if c['cell_type']=='markdown'), '')
+    faults = [] if re.match(r'# \S', head) else ['title']
+    if not re.search(r'^> \S', head, re.M): faults.append('subtitle')
+    if not any(k.startswith('image/') for o in outputs(nb) for k in o.get('data', {})): faults.append('figure')
+    return faults
+
+@pytest.mark.parametrize('path', rooms, ids=lambda p: p.stem)
+def test_anatomy(path): assert anatomy_faults(load(path)) == []
+
+def test_anatomy_refused():
+    fig = cell('plot()', dict(output_type='display_data', data={'image/png': 'AA'}))
+    assert anatomy_faults(book(cell('# Scan\n\n> A claim', kind='markdown'), fig)) == []
+    assert anatomy_faults(book(cell('## Scan', kind='markdown'), cell('plot()'))) == ['title', 'subtitle', 'figure']
+
+# documentation of what is exported
+
+def doc_faults(sym):
+    "What is not documented of function or class `sym`: its docstring, or a parameter's comment"
+    own_init = inspect.isclass(sym) and '__init__' in vars(sym)
+    if own_init and sym.__doc__ is None: return ['docstring']
+    faults = [] if (sym.__doc__ or '').strip() else ['docstring']
+    if inspect.isclass(sym) and not own_init: return faults # its parameters are documented where they are defined
+    kinds = {k: p.kind for k,p in inspect.signature(sym).parameters.items()}
+    docs = docments(sym, returns=False)
+    return faults + [k for k,v in docs.items() if not v and kinds.get(k) not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD) and k!='self']
+
+@pytest.mark.parametrize('name', modules)
+def test_documented(name):
+    mod = importlib.import_module(f'{lib}.{name}')
+    syms = {k: getattr(mod, k) for k in getattr(mod, '__all__', [])}
+    faults = {k: f for k,v in syms.items() if (inspect.isclass(v) or inspect.isroutine(v)) and (f := doc_faults(v))}
+    assert faults == {}
+
+def test_documented_refused():
+    def good(
+        x, # a number
+        **kwargs
+    ): "Says it"
+    def bad(x, y=1): pass
+    class Bad:
+        "Has a docstring, and a parameter without comment"
+        def __init__(self, x): pass
+    assert doc_faults(good) == []
+    assert doc_faults(bad) == ['docstring', 'x', 'y']
+    assert doc_faults(Bad) == ['x']

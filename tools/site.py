@@ -1,0 +1,96 @@
+"Build the site into _docs/ without Quarto, and check it: `python tools/site.py`"
+import os, re, shutil, sys, tempfile
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+import nbformat
+from nbdev.config import get_config
+from nbdev.serve import proc_nbs
+from smalldocs.cli import main as smalldocs
+from smalldocs.layout import KATEX
+
+root = Path(__file__).resolve().parent.parent
+katex = Path('/usr/share/javascript/katex') # Debian's libjs-katex; without it the pages load KaTeX from smalldocs's CDN
+
+def process():
+    "Fill _proc/ with the notebooks as nbdev prepares them for a site, and return it"
+    shutil.rmtree('_proc', ignore_errors=True)
+    proc = proc_nbs('nbs')
+    lost = {p.name for p in Path('nbs').rglob('[!_.]*.ipynb') if not any(o[0]=='.' for o in p.parts)} - {p.name for p in proc.rglob('*.ipynb')}
+    if lost: sys.exit(f'nbdev did not process {sorted(lost)}')
+    return proc
+
+def stage(proc, dest):
+    "Copy `proc` to `dest`/nbs as smalldocs wants it: each notebook, and the links to it, under the name of its page"
+    shutil.copytree(proc, dest/'nbs')
+    nbs = {p: nbformat.read(p, 4) for p in (dest/'nbs').rglob('*.ipynb')}
+    page = re.compile(r'^output-file:\s*(\S+)\.html\n?', re.M) # nbdev's front matter: `scan.html` in 00_scan.ipynb
+    names = {p: m[1] if (m := page.search(nb.cells[0].source)) else p.stem for p,nb in nbs.items()}
+    def rename(text, before):
+        for p,new in names.items(): text = re.sub(rf'({before}){re.escape(p.stem)}\.ipynb', rf'\g<1>{new}.ipynb', text)
+        return text
+    for p,nb in nbs.items():
+        nb.cells[0].source = page.sub('', nb.cells[0].source)
+        for c in nb.cells:
+            if c.cell_type=='markdown': c.source = rename(c.source, r'(?:\]\(|href=")(?:[^)"\s]*/)?')
+        nbformat.write(nb, p)
+        p.rename(p.with_stem(names[p]))
+    conf = rename((root/'_quarto.yml').read_text(encoding='utf-8'), r'href: (?:\S*/)?')
+    (dest/'_quarto.yml').write_text(re.sub(r'.*html-math-method.*\n', '', conf), encoding='utf-8') # smalldocs knows KaTeX alone
+    return dest/'nbs'
+
+class Page(HTMLParser):
+    "The ids and the links of one page"
+    def __init__(self, path):
+        super().__init__()
+        self.ids,self.links = set(),[]
+        self.feed(path.read_text(encoding='utf-8'))
+    def handle_starttag(self, tag, attrs):
+        for k,v in attrs:
+            if k=='id' or (tag=='a' and k=='name'): self.ids.add(v)
+            if k in ('href','src') and v is not None: self.links.append(v)
+
+def localize(site, url):
+    "Make KaTeX and the links that nbdev wrote to the published site at `url` relative to each page"
+    if katex.exists():
+        shutil.copytree(katex, site/'site_libs/katex')
+        shutil.copy(katex/'contrib/auto-render.js', site/'site_libs/katex/contrib/auto-render.min.js')
+    ids = {p.relative_to(site).as_posix(): Page(p).ids for p in site.rglob('*.html')}
+    for page in ids:
+        up = '../'*page.count('/')
+        def near(m): # nbdev links methods and private names too, which have no heading of their own: take the class's, or the page
+            to,anchor = m[1],m[2] or ''
+            found = next((a for a in (anchor, anchor.split('.')[0]) if a in ids.get(to, ())), '')
+            return f'href="{up}{to}' + (f'#{found}"' if found else '"')
+        text = re.sub(rf'(?<=<a )href="{re.escape(url)}/([^"#]*)(?:#([^"]*))?"', near, (site/page).read_text(encoding='utf-8'))
+        if katex.exists(): text = text.replace(KATEX, f'{up}site_libs/katex')
+        (site/page).write_text(text, encoding='utf-8')
+
+def bad_links(site):
+    "A line for each link in `site` whose file or anchor is missing, or which starts from the host's root"
+    pages,bad = {p.resolve(): Page(p) for p in site.rglob('*.html')},[]
+    for path,page in pages.items():
+        for link in page.links:
+            if re.match(r'[a-zA-Z][\w+.-]*:|//', link): continue
+            file,_,anchor = unquote(link).partition('#')
+            file = file.partition('?')[0]
+            to = (path.parent/file).resolve() if file else path
+            if to.is_dir(): to = to/'index.html'
+            if link.startswith('/'):   why = 'absolute'
+            elif not to.is_file():     why = 'no such file'
+            elif anchor and to in pages and anchor not in pages[to].ids: why = 'no such anchor'
+            else: continue
+            bad.append(f'{path.relative_to(site.resolve())}: {link}: {why}')
+    return bad
+
+if __name__ == '__main__':
+    os.chdir(root)
+    cfg,out = get_config(),root/'_docs'
+    with tempfile.TemporaryDirectory() as tmp:
+        src = stage(process(), Path(tmp))
+        if smalldocs(['render', '--strict', '--quiet', str(src)]) or smalldocs(['check', str(src)]): sys.exit('smalldocs found faults')
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.move(src/'_docs', out)
+    localize(out, cfg.doc_host+cfg.doc_baseurl)
+    if bad := bad_links(out): sys.exit('\n'.join(bad))
+    print(f'{len(list(out.rglob("*.html")))} pages in {out.name}/, every link within them sound')
