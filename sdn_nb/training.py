@@ -76,7 +76,7 @@ def vae_learner(
     model:SDNVAE,     # model to train
     lr:float=2e-3,    # learning rate of Adamax
     ema:float=.999,   # decay of the weights' average
-    clip:float=10.,   # largest norm of the gradient; larger ones are scaled down
+    clip:float=5.,    # largest norm of the gradient; larger ones are scaled down
     cbs=(),           # further callbacks
     **kwargs,         # further arguments of Learner
 )->Learner:           # fit it with fit_flat_cos, or any other schedule
@@ -110,16 +110,16 @@ class RunFolder(Callback):
     def checkpoint(self): return self.folder/'checkpoint.pt'
 
     def before_fit(self):
-        self.logger = None
+        self.write_row = None
         if self.checkpoint.exists(): self.load()
 
     def before_epoch(self):
         if self.epoch >= self.start: return
-        self.logger,self.learn.logger = self.learn.logger,noop          # a skipped epoch prints no row
+        self.write_row,self.learn.logger = self.learn.logger,noop       # a skipped epoch prints no row
         raise CancelEpochException
 
     def after_epoch(self):
-        if self.epoch < self.start: self.learn.logger = self.logger
+        if self.epoch < self.start: self.learn.logger = self.write_row
         else: self.save()
 
 # %% ../nbs/08_training.ipynb #ab0f7c1e
@@ -165,4 +165,4 @@ class Recipe:
     temperature:float=1. # of the samples that are drawn for show
 
 # %% ../nbs/08_training.ipynb #7c41c5bc
-RECIPES = dict(digits=Recipe(epochs=50, bs=32, lr=1e-2, ema=.995), photos=Recipe(epochs=20, bs=32))
+RECIPES = dict(digits=Recipe(epochs=60, bs=32, lr=1e-2, ema=.995), photos=Recipe(epochs=20, bs=32))
