@@ -14,10 +14,11 @@ import argparse,csv,inspect,json,sys
 from contextlib import contextmanager
 from dataclasses import asdict,replace
 from pathlib import Path
-import torch
+import fastai,torch
 from matplotlib.figure import Figure
 from fastai.torch_core import set_seed
 from fastcore.docments import docments
+from . import __version__
 from .vae import SDNVAE,PRESETS,atomic
 from .data import get_dls,show_images
 from .training import vae_learner,RunFolder,RECIPES
@@ -81,17 +82,22 @@ def save_reconstructions(
     with _picture(path, len(x), 2*x.shape[2]/x.shape[3]+.3) as ax: show_images(both, nrow=len(x), ax=ax, title='above: validation images, below: their reconstructions')
 
 # %% ../nbs/13_cli.ipynb #f7a35d4e
+def _curves(ax, rows):
+    "ELBO, rate and distortion of a history's rows against epochs"
+    for k,label,c in (('bpd','ELBO','k'),('rate','rate: latent variables','tab:orange'),('distortion','distortion: pixels','tab:blue')):
+        ax.plot([int(r['epoch'])+1 for r in rows], [float(r[k]) for r in rows], label=label, c=c)
+    ax.set(xlabel='epoch', ylabel='validation, bits/dim'); ax.set_ylim(0); ax.legend()
+
+# %% ../nbs/13_cli.ipynb #4c28374e
 def save_learning_curve(
     folder, # run folder with a history.csv; learning_curve.png is written beside it
 ):
     "Draw ELBO, rate and distortion against epochs"
     with open(Path(folder)/'history.csv', newline='') as f: rows = list(csv.DictReader(f))
     with _picture(Path(folder)/'learning_curve.png', 6, 3.5) as ax:
-        for k,label,c in (('bpd','ELBO','k'),('rate','rate: latent variables','tab:orange'),('distortion','distortion: pixels','tab:blue')):
-            ax.plot([int(r['epoch'])+1 for r in rows], [float(r[k]) for r in rows], label=label, c=c)
-        ax.set(xlabel='epoch', ylabel='validation, bits/dim'); ax.set_ylim(0); ax.legend()
+        _curves(ax, rows)
 
-# %% ../nbs/13_cli.ipynb #8deedb0c
+# %% ../nbs/13_cli.ipynb #1d79abd6
 def _settings(dataset, given, saved=None):
     "All settings of a run: those given, else those saved by the run that is resumed, else the preset's"
     given = {k:v for k,v in (dict(dataset=dataset)|given).items() if v is not None}
@@ -106,7 +112,7 @@ def _settings(dataset, given, saved=None):
     recipe = RECIPES[preset]
     return dict(dataset=name, preset=preset, epochs=recipe.epochs, bs=recipe.bs, lr=recipe.lr, ema=recipe.ema, seed=0, sdn=True, size=None) | given
 
-# %% ../nbs/13_cli.ipynb #cb1afd1f
+# %% ../nbs/13_cli.ipynb #07759613
 _files = 'config.json','model.safetensors','history.csv','checkpoint.pt','evaluation.json','samples.png','reconstructions.png','learning_curve.png'
 
 def _check_folder(run, resume, overwrite):
@@ -117,7 +123,7 @@ def _check_folder(run, resume, overwrite):
     if not (run/'config.json').exists(): raise FileExistsError(f"sdn_train: {run} exists and is not a run. Choose another folder with --out.")
     if not overwrite: raise FileExistsError(f"sdn_train: {run} holds a run already. Go on with --resume, replace it with --overwrite, or choose another folder with --out.")
 
-# %% ../nbs/13_cli.ipynb #66e8f33b
+# %% ../nbs/13_cli.ipynb #3041f1da
 @contextmanager
 def _plain_errors(run=None):
     "Turn errors of input into one line and exit status 1"
@@ -127,7 +133,7 @@ def _plain_errors(run=None):
         done = run and (run/'checkpoint.pt').exists()
         sys.exit(f'\nstopped; go on with: sdn_train --resume --out {run}' if done else '\nstopped before the first epoch was saved')
 
-# %% ../nbs/13_cli.ipynb #04d55d20
+# %% ../nbs/13_cli.ipynb #f9a1adb4
 def _build(s):
     "Data, model and learner of the settings `s`"
     set_seed(s['seed'])
@@ -136,7 +142,7 @@ def _build(s):
     model = SDNVAE(replace(PRESETS[s['preset']], image_size=info.image_size, channels=info.channels, levels=info.levels, sdn=s['sdn']))
     return vae_learner(dls, model, lr=s['lr'], ema=s['ema'])
 
-# %% ../nbs/13_cli.ipynb #f9a1adb4
+# %% ../nbs/13_cli.ipynb #0ee80220
 def _judge(learn, run):
     "Write pictures and evaluation.json; the ELBO and the histogram's price in bits/dim"
     model,dls,info = learn.model.eval(),learn.dls,learn.dls.info
@@ -148,7 +154,7 @@ def _judge(learn, run):
     with atomic(run/'evaluation.json') as tmp: tmp.write_text(json.dumps(result, indent=2))
     return result
 
-# %% ../nbs/13_cli.ipynb #0ee80220
+# %% ../nbs/13_cli.ipynb #7f046a2b
 def train(
     settings:dict,       # all settings of the run, as `_settings` gives them
     run:Path,            # the run's folder
@@ -158,11 +164,12 @@ def train(
     learn = _build(settings)
     if overwrite:
         for f in _files: (run/f).unlink(missing_ok=True)
-    learn.add_cb(RunFolder(run, data=asdict(learn.dls.info), training=settings))
+    versions = dict(sdn_nb=__version__, torch=torch.__version__, fastai=fastai.__version__, device=str(learn.dls.device))
+    learn.add_cb(RunFolder(run, data=asdict(learn.dls.info), training=settings, versions=versions))
     learn.fit_flat_cos(settings['epochs'], pct_start=.25)
     return _judge(learn, run)
 
-# %% ../nbs/13_cli.ipynb #7f046a2b
+# %% ../nbs/13_cli.ipynb #3688da20
 @command('dataset')
 def sdn_train(
     dataset:str=None,     # digits, photos, or a folder of images; digits if left out
@@ -187,7 +194,7 @@ def sdn_train(
     print(f"validation ELBO      {result['elbo_bpd']:.3f} bits/dim\nhistogram per pixel  {result['histogram_bpd']:.3f} bits/dim, fitted on the same training images")
     print('pictures            ', *[f'{run}/{f}' for f in _files if f.endswith('.png')])
 
-# %% ../nbs/13_cli.ipynb #a5c0689d
+# %% ../nbs/13_cli.ipynb #6450a339
 @command('run')
 def sdn_sample(
     run:str,              # folder of a run, or one written by save_pretrained

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
 from torch.nn.utils.parametrizations import weight_norm
-from safetensors.torch import save_file,load_file
+from safetensors.torch import save,load_file
 from fastcore.basics import patch
 from .scan import DIRECTIONS
 from .layers import ResSDN
@@ -288,7 +288,7 @@ def save_pretrained(self:SDNVAE,
     "Write config.json and model.safetensors"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic(folder/'model.safetensors') as tmp: save_file({k: v.contiguous() for k,v in self.state_dict().items()}, tmp)
+    with atomic(folder/'model.safetensors') as tmp: tmp.write_bytes(save({k: v.contiguous() for k,v in self.state_dict().items()}))
     with atomic(folder/'config.json') as tmp: tmp.write_text(json.dumps({'model': asdict(self.config), **more}, indent=2))
     return folder
 

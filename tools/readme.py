@@ -19,6 +19,7 @@ def _for_readme(cell):
 def readme(nb):
     "The text of the README made from notebook `nb`, and its figures: {path: bytes}"
     nb.cells = [_for_readme(c) for c in nb.cells if not (c.cell_type=='code' and hidden.search(c.source))]
+    nb.metadata['language_info'] = {'name': 'python'}
     text,res = MarkdownExporter().from_notebook_node(nb, resources={'output_files_dir': 'index_files', 'unique_key': 'figure'})
     text = re.sub(r'\n{3,}', '\n\n', re.sub(r'[ \t]+$', '', text, flags=re.M))
     return text.strip() + '\n', res['outputs']
