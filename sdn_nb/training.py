@@ -165,4 +165,4 @@ class Recipe:
     temperature:float=1. # of the samples that are drawn for show
 
 # %% ../nbs/08_training.ipynb #7c41c5bc
-RECIPES = dict(digits=Recipe(epochs=60, bs=32, lr=1e-2, ema=.995), photos=Recipe(epochs=20, bs=32))
+RECIPES = dict(digits=Recipe(epochs=60, bs=32, lr=1e-2, ema=.995), photos=Recipe(epochs=10, bs=32))

@@ -253,7 +253,7 @@ def interpolate(self:SDNVAE,
 # %% ../nbs/05_vae.ipynb #44b7c61b
 PRESETS = dict(
     digits = VAEConfig((8,8), channels=1, levels=17, depth=4, downsample=(0,2), h=20, features=20, mix=3, free_bits=.5),
-    photos = VAEConfig((32,32), depth=5, downsample=(1,2,4), h=48, features=48))
+    photos = VAEConfig((32,32), depth=5, downsample=(1,2,4), h=32, features=32))
 
 # %% ../nbs/05_vae.ipynb #42727190
 @patch(cls_method=True)
