@@ -14,11 +14,10 @@ import argparse,csv,inspect,json,sys
 from contextlib import contextmanager
 from dataclasses import asdict,replace
 from pathlib import Path
-import fastai,torch
+import fastai,torch,sdn_nb
 from matplotlib.figure import Figure
 from fastai.torch_core import set_seed
 from fastcore.docments import docments
-from . import __version__
 from .vae import SDNVAE,PRESETS,atomic
 from .data import get_dls,show_images
 from .training import vae_learner,RunFolder,RECIPES
@@ -164,7 +163,7 @@ def train(
     learn = _build(settings)
     if overwrite:
         for f in _files: (run/f).unlink(missing_ok=True)
-    versions = dict(sdn_nb=__version__, torch=torch.__version__, fastai=fastai.__version__, device=str(learn.dls.device))
+    versions = dict(sdn_nb=sdn_nb.__version__, torch=torch.__version__, fastai=fastai.__version__, device=str(learn.dls.device))
     learn.add_cb(RunFolder(run, data=asdict(learn.dls.info), training=settings, versions=versions))
     learn.fit_flat_cos(settings['epochs'], pct_start=.25)
     return _judge(learn, run)

@@ -1,5 +1,6 @@
 "What is said in several files is said alike"
 import configparser, importlib, re
+from operator import attrgetter
 from pathlib import Path
 import pytest, yaml
 import sdn_nb
@@ -27,4 +28,4 @@ def test_sidebar_lists_every_notebook():
 @pytest.mark.parametrize('script', cfg['console_scripts'].split())
 def test_command_exists(script):
     mod,_,func = script.partition('=')[2].partition(':')
-    assert callable(getattr(importlib.import_module(mod), func))
+    assert callable(attrgetter(func)(importlib.import_module(mod)))
