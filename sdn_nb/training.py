@@ -44,14 +44,20 @@ def distortion(
     return bits_per_dim(-out.log_px, x).mean()
 
 # %% ../nbs/08_training.ipynb #5bb08aa7
+def _ema_update(decay):
+    "Update of the averages after `n` steps, with a weight of the past that grows to `decay`"
+    def update(averages, weights, n): get_ema_multi_avg_fn(min(decay, (1+n.item())/(10+n.item())))(averages, weights, n)
+    return update
+
+# %% ../nbs/08_training.ipynb #6870f4e9
 class EMA(Callback):
     "Exponential moving average of the weights, in the model during validation and after `fit`; the training weights return when `fit` is called again"
     def __init__(self,
-        decay:float=.999, # weight of the past in each step's average
+        decay:float=.999, # weight of the past in each step's average, once there is a past
     ): self.decay,self.average,self.in_use = decay,None,False
 
     def before_fit(self):
-        if self.average is None: self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.decay))
+        if self.average is None: self.average = AveragedModel(self.model, multi_avg_fn=_ema_update(self.decay))
         self.use(False)
 
     def after_step(self): self.average.update_parameters(self.model)
@@ -59,7 +65,7 @@ class EMA(Callback):
     def after_validate(self): self.use(False)
     def after_fit(self): self.use(True)
 
-# %% ../nbs/08_training.ipynb #6870f4e9
+# %% ../nbs/08_training.ipynb #d5c20639
 @patch
 @torch.no_grad()
 def use(self:EMA,
@@ -70,7 +76,7 @@ def use(self:EMA,
     for a,p in zip(self.average.module.parameters(), self.model.parameters()): a.data,p.data = p.data,a.data
     self.in_use = average
 
-# %% ../nbs/08_training.ipynb #0fa7b60f
+# %% ../nbs/08_training.ipynb #3da51f59
 def vae_learner(
     dls:DataLoaders,  # batches of (x, x), images in [-1, 1]
     model:SDNVAE,     # model to train
@@ -85,19 +91,19 @@ def vae_learner(
     return Learner(dls, model, loss_func=loss, lr=lr, opt_func=partial(OptimWrapper, opt=torch.optim.Adamax),
                    metrics=[AvgMetric(f) for f in (bpd,rate,distortion)], cbs=[EMA(ema), GradientClip(clip), *cbs], **kwargs)
 
-# %% ../nbs/08_training.ipynb #145ba861
+# %% ../nbs/08_training.ipynb #0be0215d
 def _random_state(dls):
     "States of all generators that training draws from"
     return dict(python=random.getstate(), torch=torch.get_rng_state(), loader=dls.train.rng.getstate(),
                 cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
 
-# %% ../nbs/08_training.ipynb #0be0215d
+# %% ../nbs/08_training.ipynb #9091f1b0
 def _set_random_state(state, dls):
     "Put back what `_random_state` returned"
     random.setstate(state['python']); torch.set_rng_state(state['torch']); dls.train.rng.setstate(state['loader'])
     if state['cuda'] and torch.cuda.is_available(): torch.cuda.set_rng_state_all(state['cuda'])
 
-# %% ../nbs/08_training.ipynb #9091f1b0
+# %% ../nbs/08_training.ipynb #392b30a0
 class RunFolder(Callback):
     "Write the run to a folder after every epoch, and go on from its checkpoint if there is one"
     order = 70                # after the recorder and the progress bar
@@ -122,14 +128,14 @@ class RunFolder(Callback):
         if self.epoch < self.start: self.learn.logger = self.write_row
         else: self.save()
 
-# %% ../nbs/08_training.ipynb #ab0f7c1e
+# %% ../nbs/08_training.ipynb #67799cab
 def _optimizer_state(opt):
     "State of a torch optimizer, its settings as plain Python numbers"
     state = opt.state_dict()
     groups = [{k: v.item() if isinstance(v, np.generic) else v for k,v in g.items()} for g in state['param_groups']]
     return state | dict(param_groups=groups)
 
-# %% ../nbs/08_training.ipynb #b8f8a026
+# %% ../nbs/08_training.ipynb #30c3693a
 @patch
 def save(self:RunFolder):
     "Write the four files"
@@ -142,7 +148,7 @@ def save(self:RunFolder):
     with atomic(self.folder/'history.csv') as tmp, open(tmp, 'w', newline='') as f: csv.writer(f).writerows([self.recorder.metric_names, *self.rows])
     with atomic(self.checkpoint) as tmp: torch.save(state, tmp)
 
-# %% ../nbs/08_training.ipynb #30c3693a
+# %% ../nbs/08_training.ipynb #7adbb8b6
 @patch
 def load(self:RunFolder):
     "Put model, average, optimizer and random states back as the checkpoint has them"
@@ -154,7 +160,7 @@ def load(self:RunFolder):
     self.opt.opt.load_state_dict(state['opt'])
     _set_random_state(state['random'], self.dls)
 
-# %% ../nbs/08_training.ipynb #67a8efd4
+# %% ../nbs/08_training.ipynb #7c41c5bc
 @dataclass(frozen=True)
 class Recipe:
     "How a preset is trained"
@@ -164,5 +170,5 @@ class Recipe:
     ema:float=.999       # decay of the weights' average
     temperature:float=1. # of the samples that are drawn for show
 
-# %% ../nbs/08_training.ipynb #7c41c5bc
+# %% ../nbs/08_training.ipynb #ba8d53f7
 RECIPES = dict(digits=Recipe(epochs=60, bs=32, lr=1e-2, ema=.995), photos=Recipe(epochs=10, bs=32))
