@@ -99,7 +99,9 @@ def save_learning_curve(
 # %% ../nbs/13_cli.ipynb #1d79abd6
 def _settings(dataset, given, saved=None):
     "All settings of a run: those given, else those saved by the run that is resumed, else the preset's"
+    if dataset and Path(dataset).is_dir() and dataset not in PRESETS: dataset = str(Path(dataset).resolve())
     given = {k:v for k,v in (dict(dataset=dataset)|given).items() if v is not None}
+    if given.get('epochs', 1)<1: raise ValueError(f"sdn_train: --epochs must be at least 1, got {given['epochs']}.")
     if saved:
         changed = [k for k,v in given.items() if k!='epochs' and v!=saved[k]]
         if changed: raise ValueError("sdn_train: --resume goes on with the run's own settings, but " +
@@ -114,25 +116,49 @@ def _settings(dataset, given, saved=None):
 # %% ../nbs/13_cli.ipynb #07759613
 _files = 'config.json','model.safetensors','history.csv','checkpoint.pt','evaluation.json','samples.png','reconstructions.png','learning_curve.png'
 
+_ours = {*_files, *(f'.{f}.tmp' for f in _files)}                     # what a killed run may have left
+
 def _check_folder(run, resume, overwrite):
     "Raise where the run's folder may not be used as asked"
     if resume and overwrite: raise ValueError("sdn_train: --resume and --overwrite exclude each other; choose one.")
     if resume and not (run/'checkpoint.pt').exists(): raise FileNotFoundError(f"sdn_train: nothing to resume, {run} has no checkpoint.pt. Name the run's folder with --out, or leave --resume out.")
-    if resume or not run.exists() or run.is_dir() and not any(run.iterdir()): return
-    if not (run/'config.json').exists(): raise FileExistsError(f"sdn_train: {run} exists and is not a run. Choose another folder with --out.")
+    there = next(p for p in (run,*run.absolute().parents) if p.exists())
+    if not there.is_dir(): raise FileExistsError(f"sdn_train: {there} exists and is not a run but a file. Choose another folder with --out.")
+    if resume or there!=run or not any(run.iterdir()): return
+    if not (run/'config.json').exists() and not {p.name for p in run.iterdir()}<=_ours: raise FileExistsError(f"sdn_train: {run} exists and is not a run. Choose another folder with --out.")
     if not overwrite: raise FileExistsError(f"sdn_train: {run} holds a run already. Go on with --resume, replace it with --overwrite, or choose another folder with --out.")
 
 # %% ../nbs/13_cli.ipynb #3041f1da
+def _saved(run):
+    "The sections of a run's config.json that resuming needs"
+    try:
+        config = json.loads((run/'config.json').read_text())
+        return config['training'],config['data']
+    except (ValueError,KeyError,TypeError,OSError) as e: raise ValueError(f"sdn_train: {run/'config.json'} is not that of a run of sdn_train ({type(e).__name__}: {e}); it can't be resumed.") from e
+
+def _check_data(info, saved):
+    "Raise where the images are not those that the run began with"
+    now = json.loads(json.dumps(asdict(info)))
+    changed = [k for k in now if now[k]!=saved.get(k)]
+    if changed: raise ValueError(f"sdn_train: the images of {info.name} have changed since the run began ({', '.join(changed)}), so that it can't be resumed. Begin another run with --out.")
+
+# %% ../nbs/13_cli.ipynb #f9a1adb4
+def _check_apart(run, dataset):
+    "Raise where the run's folder lies in the folder of images"
+    if Path(dataset).is_dir() and Path(dataset).resolve() in run.resolve().parents: raise ValueError(f"sdn_train: the run's folder {run} lies in the folder of images, where its pictures would be taken for images. Choose another folder with --out.")
+
+# %% ../nbs/13_cli.ipynb #7f046a2b
 @contextmanager
 def _plain_errors(run=None):
     "Turn errors of input into one line and exit status 1"
     try: yield
-    except (ValueError,FileNotFoundError,FileExistsError) as e: sys.exit(f'error: {e}')
+    except OSError as e: sys.exit(f'error: {e.strerror}: {e.filename}' if e.strerror else f'error: {e}')
+    except ValueError as e: sys.exit('error: '+str(e).strip().splitlines()[-1].strip().removeprefix('ValueError: '))  # the last line: a worker's or a callback's error comes wrapped
     except KeyboardInterrupt:
         done = run and (run/'checkpoint.pt').exists()
         sys.exit(f'\nstopped; go on with: sdn_train --resume --out {run}' if done else '\nstopped before the first epoch was saved')
 
-# %% ../nbs/13_cli.ipynb #f9a1adb4
+# %% ../nbs/13_cli.ipynb #a5c0689d
 def _build(s):
     "Data, model and learner of the settings `s`"
     set_seed(s['seed'])
@@ -141,7 +167,7 @@ def _build(s):
     model = SDNVAE(replace(PRESETS[s['preset']], image_size=info.image_size, channels=info.channels, levels=info.levels, sdn=s['sdn']))
     return vae_learner(dls, model, lr=s['lr'], ema=s['ema'])
 
-# %% ../nbs/13_cli.ipynb #0ee80220
+# %% ../nbs/13_cli.ipynb #6450a339
 def _judge(learn, run):
     "Write pictures and evaluation.json; the ELBO and the histogram's price in bits/dim"
     model,dls,info = learn.model.eval(),learn.dls,learn.dls.info
@@ -153,22 +179,24 @@ def _judge(learn, run):
     with atomic(run/'evaluation.json') as tmp: tmp.write_text(json.dumps(result, indent=2))
     return result
 
-# %% ../nbs/13_cli.ipynb #7f046a2b
+# %% ../nbs/13_cli.ipynb #de9c658c
 def train(
     settings:dict,       # all settings of the run, as `_settings` gives them
     run:Path,            # the run's folder
     overwrite:bool=False,# remove the files of an older run first
+    data:dict=None,      # the images that a resumed run began with, as config.json has them
 )->dict:                 # elbo_bpd and histogram_bpd
     "Train, write the run's folder and judge the model; goes on where the folder has a checkpoint"
     learn = _build(settings)
+    if data: _check_data(learn.dls.info, data)
     if overwrite:
-        for f in _files: (run/f).unlink(missing_ok=True)
+        for f in _ours: (run/f).unlink(missing_ok=True)
     versions = dict(sdn_nb=sdn_nb.__version__, torch=torch.__version__, fastai=fastai.__version__, device=str(learn.dls.device))
     learn.add_cb(RunFolder(run, data=asdict(learn.dls.info), training=settings, versions=versions))
     learn.fit_flat_cos(settings['epochs'], pct_start=.25)
     return _judge(learn, run)
 
-# %% ../nbs/13_cli.ipynb #3688da20
+# %% ../nbs/13_cli.ipynb #f05d110e
 @command('dataset')
 def sdn_train(
     dataset:str=None,     # digits, photos, or a folder of images; digits if left out
@@ -187,13 +215,14 @@ def sdn_train(
     run = Path(out or f'runs/{Path(dataset or "digits").resolve().name}')
     with _plain_errors(run):
         _check_folder(run, resume, overwrite)
-        saved = json.loads((run/'config.json').read_text())['training'] if resume else None
+        saved,data = _saved(run) if resume else (None,None)
         s = _settings(dataset, dict(preset=preset, epochs=epochs, bs=bs, lr=lr, size=size, seed=seed, sdn=None if sdn else False), saved)
-        result = train(s, run, overwrite)
+        _check_apart(run, s['dataset'])
+        result = train(s, run, overwrite, data)
     print(f"validation ELBO      {result['elbo_bpd']:.3f} bits/dim\nhistogram per pixel  {result['histogram_bpd']:.3f} bits/dim, fitted on the same training images")
     print('pictures            ', *[f'{run}/{f}' for f in _files if f.endswith('.png')])
 
-# %% ../nbs/13_cli.ipynb #6450a339
+# %% ../nbs/13_cli.ipynb #efd7be05
 @command('run')
 def sdn_sample(
     run:str,              # folder of a run, or one written by save_pretrained
@@ -205,6 +234,8 @@ def sdn_sample(
     "Draw new images from a trained model as one grid."
     with _plain_errors():
         if n<1: raise ValueError(f"sdn_sample: --n must be at least 1, got {n}.")
+        if not 0<=seed<2**63: raise ValueError(f"sdn_sample: --seed must be from 0 to 2**63-1, got {seed}.")
         path = Path(out or f'{run}/samples_n{n}_t{temperature:g}_seed{seed}.png')
+        if out and not path.parent.is_dir(): raise FileNotFoundError(f"sdn_sample: --out is {out}, but there is no folder {path.parent}. Make it, or choose another.")
         save_samples(SDNVAE.from_pretrained(run), path, n, temperature, seed)
     print(path)

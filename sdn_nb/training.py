@@ -152,7 +152,9 @@ def save(self:RunFolder):
 @patch
 def load(self:RunFolder):
     "Put model, average, optimizer and random states back as the checkpoint has them"
-    state = torch.load(self.checkpoint, map_location=self.dls.device, weights_only=True)
+    try: state = torch.load(self.checkpoint, map_location=self.dls.device, weights_only=True)
+    except Exception as e:
+        raise ValueError(f"RunFolder: {self.checkpoint} can't be read; it is damaged or not a checkpoint. The weights of the last finished epoch are in model.safetensors; to train, begin a new run.") from e
     self.start,self.rows = state['epoch'],state['rows']
     self.recorder.smooth_loss.count,self.recorder.smooth_loss.val = state['smooth']
     self.model.load_state_dict(state['model'])

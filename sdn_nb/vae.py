@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
 from torch.nn.utils.parametrizations import weight_norm
+from safetensors import SafetensorError
 from safetensors.torch import save,load_file
 from fastcore.basics import patch
 from .scan import DIRECTIONS
@@ -60,11 +61,13 @@ def _validate(cfg):
     "Raise a ValueError that names the field which does not fit"
     def check(ok, name, allowed):
         if not ok: raise ValueError(f"VAEConfig: `{name}` must be {allowed}, got {getattr(cfg, name)!r}.")
-    for name in ('channels','depth','h','z','features','mix'): check(isinstance(getattr(cfg, name), int) and getattr(cfg, name)>0, name, 'a positive integer')
-    check(len(cfg.image_size)==2 and min(cfg.image_size)>0, 'image_size', 'a pair of positive integers (height, width)')
-    check(2<=cfg.levels<=256, 'levels', 'between 2 and 256')
-    check(all(0<=i<cfg.depth for i in cfg.downsample) and len(set(cfg.downsample))==len(cfg.downsample), 'downsample', f'distinct block numbers from 0 to {cfg.depth-1}')
-    check(1<=cfg.n_directions<=4, 'n_directions', 'from 1 to 4')
+    whole = lambda *vs: all(type(v) is int for v in vs)
+    for name in ('image_size','downsample'): check(isinstance(getattr(cfg, name), tuple), name, 'a tuple of integers')
+    check(len(cfg.image_size)==2 and whole(*cfg.image_size) and min(cfg.image_size)>0, 'image_size', 'a pair of positive integers (height, width)')
+    for name in ('channels','depth','h','z','features','mix'): check(whole(getattr(cfg, name)) and getattr(cfg, name)>0, name, 'a positive integer')
+    check(whole(cfg.levels) and 2<=cfg.levels<=256, 'levels', 'an integer from 2 to 256')
+    check(whole(*cfg.downsample) and set(cfg.downsample)<=set(range(cfg.depth)) and len(set(cfg.downsample))==len(cfg.downsample), 'downsample', f'distinct block numbers from 0 to {cfg.depth-1}')
+    check(whole(cfg.n_directions) and 1<=cfg.n_directions<=4, 'n_directions', 'an integer from 1 to 4')
     check(cfg.free_bits>=0, 'free_bits', 'zero or more')
     fits = _fits(cfg.image_size, len(cfg.downsample))
     check(fits==cfg.image_size, 'image_size', f'divisible by {2**len(cfg.downsample)}, since {len(cfg.downsample)} blocks halve the map; the next size that fits is {fits}')
@@ -90,7 +93,8 @@ class VAEConfig:
     free_bits:float=.01         # nats that each block may spend for nothing in training
 
     def __post_init__(self):
-        for name in ('image_size','downsample'): object.__setattr__(self, name, tuple(getattr(self, name)))   # lists, when read from JSON
+        for name in ('image_size','downsample'):                        # lists, when read from JSON
+            if isinstance(v := getattr(self, name), list): object.__setattr__(self, name, tuple(v))
         _validate(self)
 
 # %% ../nbs/05_vae.ipynb #8c084f80
@@ -142,6 +146,7 @@ def _up(self:SDNVAE, x):
 @patch
 def _down(self:SDNVAE, n, size, q_ups=(), zs=(), temperature=1., generator=None):
     "Likelihood, divergences (n, n_blocks) and latent variables, for what is given of posteriors and latents, top first"
+    if not 0<=temperature<math.inf: raise ValueError(f"SDNVAE: `temperature` must be zero or more, got {temperature}.")
     x,kls,z_list = self.top[:,None,None].expand(n, -1, *size),[],[]
     for i,block in enumerate(reversed(self.blocks)):
         x,z,kl = block.down(x, q_ups[i] if q_ups else None, zs[i] if i<len(zs) else None, temperature, generator)
@@ -273,7 +278,7 @@ def atomic(
     path, # file to write or replace, str or Path
 ):
     "Give a temporary path beside `path`, renamed to it when the block ends well, removed when it fails"
-    tmp = Path(path).with_name(f'.{Path(path).name}.{os.getpid()}.tmp')
+    tmp = Path(path).with_name(f'.{Path(path).name}.tmp')
     try:
         yield tmp
         os.replace(tmp, path)
@@ -288,22 +293,32 @@ def save_pretrained(self:SDNVAE,
     "Write config.json and model.safetensors"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic(folder/'model.safetensors') as tmp: tmp.write_bytes(save({k: v.contiguous() for k,v in self.state_dict().items()}))
-    with atomic(folder/'config.json') as tmp: tmp.write_text(json.dumps({'model': asdict(self.config), **more}, indent=2))
+    config,weights = json.dumps({'model': asdict(self.config), **more}, indent=2),save({k: v.contiguous() for k,v in self.state_dict().items()})
+    with atomic(folder/'model.safetensors') as w, atomic(folder/'config.json') as c:
+        c.write_text(config)
+        w.write_bytes(weights)
     return folder
 
-# %% ../nbs/05_vae.ipynb #25d09723
+# %% ../nbs/05_vae.ipynb #5607f692
+def _read_config(file):
+    "The configuration in a config.json, or a ValueError that names the file"
+    try:
+        section = json.loads(file.read_text())['model']
+        if unknown := set(section)-{f.name for f in fields(VAEConfig)}: raise ValueError(f"has fields that this version does not know: {sorted(unknown)}")
+        return VAEConfig(**section)
+    except (ValueError,TypeError,KeyError) as e: raise ValueError(f"from_pretrained: {file} does not define a model ({type(e).__name__}: {e}).") from e
+
+# %% ../nbs/05_vae.ipynb #4507805e
 @patch(cls_method=True)
 def from_pretrained(cls:SDNVAE,
     folder,       # folder written by `save_pretrained`, or a run of sdn_train
     device='cpu', # where the weights go
 )->SDNVAE:        # model in evaluation mode
-    "Read a saved model; raises `FileNotFoundError` where a file is missing, `ValueError` where the configuration is not one"
-    folder = Path(folder)
-    for f in ('config.json','model.safetensors'):
-        if not (folder/f).is_file(): raise FileNotFoundError(f"from_pretrained: no {f} in {folder}. It must be a folder written by save_pretrained or sdn_train.")
-    config = json.loads((folder/'config.json').read_text())['model']
-    if unknown := set(config)-{f.name for f in fields(VAEConfig)}: raise ValueError(f"from_pretrained: {folder/'config.json'} has fields that this version does not know: {sorted(unknown)}.")
-    model = cls(VAEConfig(**config)).to(device)
-    model.load_state_dict(load_file(folder/'model.safetensors', device=str(device)))
+    "Read a saved model; raises `FileNotFoundError` where a file is missing, `ValueError` where one is damaged or does not fit the other"
+    config,weights = (Path(folder)/f for f in ('config.json','model.safetensors'))
+    for f in (config,weights):
+        if not f.is_file(): raise FileNotFoundError(f"from_pretrained: no {f.name} in {folder}. It must be a folder written by save_pretrained or sdn_train.")
+    model = cls(_read_config(config)).to(device)
+    try: model.load_state_dict(load_file(weights, device=str(device)))
+    except (SafetensorError,RuntimeError) as e: raise ValueError(f"from_pretrained: {weights} is damaged or not of the model in {config.name} ({str(e).splitlines()[0]}).") from e
     return model.eval()

@@ -1,0 +1,209 @@
+"""The commands as processes: exit status, the one line of an error, what is left on disk, and death at the worst moments."""
+import csv, json, multiprocessing, os, re, shutil, signal, subprocess, sys
+from itertools import count
+from pathlib import Path
+from pkgutil import resolve_name
+from tempfile import TemporaryDirectory
+
+import numpy as np, pytest, torch
+from PIL import Image
+import sdn_nb
+from sdn_nb.vae import SDNVAE
+
+FILES = {'config.json', 'model.safetensors', 'history.csv', 'checkpoint.pt', 'evaluation.json', 'samples.png', 'reconstructions.png', 'learning_curve.png'}
+OPTIONS = dict(sdn_train='--preset --epochs --bs --lr --size --seed --no-sdn --out --resume --overwrite', sdn_sample='--n --temperature --seed --out')
+os.environ['PYTHONPATH'] = os.pathsep.join([str(Path(sdn_nb.__file__).parents[1]), os.environ.get('PYTHONPATH', '')])
+server = multiprocessing.get_context('forkserver')           # imports torch and fastai once for all commands
+server.set_forkserver_preload(['sdn_nb.cli'])
+
+def command(argv, cwd, log, trip):
+    "What a child process does; `trip` is (function, n, signal): at call n of that function, counted from 0, the process gets the signal"
+    from sdn_nb import cli
+    multiprocessing.set_start_method('fork', force=True)     # of data loaders' workers, as in a command that the shell has started
+    torch.set_num_threads(1)
+    os.chdir(cwd)
+    for fd,name in (1,'out'),(2,'err'): os.dup2(os.open(f'{log}/{name}', os.O_WRONLY|os.O_CREAT|os.O_TRUNC), fd)
+    if trip:
+        (owner,name),n,sig = trip[0].rsplit('.', 1),*trip[1:]
+        owner,calls = resolve_name(owner),count()
+        f = getattr(owner, name)
+        def tripped(*args, **kwargs):
+            if next(calls)==n: os.kill(os.getpid(), sig)
+            return f(*args, **kwargs)
+        setattr(owner, name, tripped)
+    getattr(cli, argv[0]).main(argv[1:])
+
+def run(work, *argv, trip=None):
+    "Exit status, stdout and stderr of a command, started in `work`"
+    with TemporaryDirectory() as log:
+        p = server.Process(target=command, args=([str(a) for a in argv], work, log, trip))
+        p.start(); p.join(120)
+        if p.is_alive(): p.kill(); raise TimeoutError(argv)
+        return p.exitcode, *((Path(log)/name).read_text() for name in ('out','err'))
+
+def trained(work, *argv):
+    code,_,err = run(work, 'sdn_train', *argv)
+    assert code==0, err
+
+@pytest.fixture
+def work(tmp_path): return tmp_path
+
+def pngs(folder, n=12, size=(8,8), mode='L', suffix='png'):
+    folder.mkdir(parents=True)
+    for i in range(n): Image.fromarray(np.random.RandomState(i).randint(0, 256, (*size,3), np.uint8)).convert(mode).save(folder/f'{i:02}.{suffix}')
+    return folder
+
+def tree(folder): return {p.relative_to(folder).as_posix(): p.is_file() and p.read_bytes() for p in folder.rglob('*')}
+def weights(run): return (run/'model.safetensors').read_bytes()
+def history(run): return [r[:-1] for r in csv.reader(open(run/'history.csv'))]   # without the time
+quick = '--preset', 'digits', '--epochs', '2'                                 # a quick run on a folder
+
+@pytest.mark.parametrize('name', OPTIONS)
+def test_help_names_every_option(work, name):
+    code,out,_ = run(work, name, '--help')
+    assert code==0 and set(OPTIONS[name].split()) <= set(re.findall(r'--[\w-]+', out))
+
+def test_from_a_shell(work):
+    script = Path(sys.executable).with_name('sdn_sample')    # the installed command, where there is one
+    start = [script] if script.exists() else [sys.executable, '-c', 'from sdn_nb.cli import sdn_sample; sdn_sample.main()']
+    p = subprocess.run([*start, 'none'], cwd=work, capture_output=True, text=True)
+    assert (p.returncode, p.stdout, p.stderr.count('\n'))==(1, '', 1) and p.stderr.startswith('error: ')
+
+# Bad input
+
+def spoilt(folder, name, data):
+    (folder/name).write_bytes(data(folder/name) if callable(data) else data)
+
+def half(file): return file.read_bytes()[:file.stat().st_size//2]
+def a_run(work, **sections):
+    settings = dict(dataset='digits', preset='digits', epochs=2, bs=512, lr=1e-2, ema=.995, seed=0, sdn=True, size=None)
+    SDNVAE.from_preset('digits').save_pretrained(work/'a', **(sections or dict(training=settings)))
+    spoilt(work/'a', 'checkpoint.pt', b'PK')
+def refused(work, *argv, words):
+    "The command ends with one line that has all `words`, and nothing has changed on disk"
+    before = tree(work)
+    code,_,err = run(work, *argv)
+    assert code==1 and re.fullmatch(r'error: [^\n]+\n', err) and all(w in err for w in words) and 'Errno' not in err, err
+    assert tree(work)==before
+
+def bad(line, words, make=lambda work: None): return pytest.param(line, words, make, id=line)
+
+@pytest.mark.parametrize('line,words,make', [
+    bad('sdn_train odd', ['divisible by 8', '(16, 16)'], lambda w: pngs(w/'odd', 4, (9,10))),
+    bad('sdn_train ok --size 12', ['divisible by 8', '(16, 16)'], lambda w: pngs(w/'ok')),
+    bad('sdn_train foto', ["'foto'", "Did you mean 'photos'?"]),
+    bad('sdn_train digits --preset photo', ["'photo'", "Did you mean 'photos'?"]),
+    bad('sdn_train no/such', ["'no/such'", 'nor a folder that exists']),
+    bad('sdn_train empty', ['no image file'], lambda w: (w/'empty').mkdir()),
+    bad('sdn_train broken', ['broken/03.png', 'cannot be read'], lambda w: spoilt(pngs(w/'broken'), '03.png', b'PNG')),
+    bad('sdn_train cut', ['cut/03.jpg', 'could not be read'], lambda w: spoilt(pngs(w/'cut', size=(32,32), mode='RGB', suffix='jpg'), '03.jpg', half)),
+    bad('sdn_train mixed', ['mixed/00.png is 8x8', 'mixed/big.png is 16x16', 'size=8'], lambda w: Image.new('L', (16,16)).save(pngs(w/'mixed')/'big.png')),
+    bad('sdn_train --out a', ['holds a run already', '--resume', '--overwrite'], a_run),
+    bad('sdn_train ok --out ok', ['is not a run'], lambda w: pngs(w/'ok')),
+    bad('sdn_train ok --out ok/00.png', ['is not a run'], lambda w: pngs(w/'ok')),
+    bad('sdn_train ok --preset digits --out ok/00.png/run', ['ok/00.png'], lambda w: pngs(w/'ok')),
+    bad('sdn_train --resume --overwrite', ['exclude each other']),
+    bad('sdn_train --resume', ['runs/digits has no checkpoint']),
+    bad('sdn_train --resume --out a', ['a/config.json'], lambda w: a_run(w, data={})),
+    bad('sdn_train --epochs 0', ['epochs']), bad('sdn_train --epochs -3', ['epochs']),
+    bad('sdn_train --bs 0', ['bs is 0']), bad('sdn_train --lr nan', ['learning rate']), bad('sdn_train --lr -1', ['learning rate']),
+    bad('sdn_train --seed -1', ['seed is -1']), bad('sdn_train --size 16', ['only a folder can be resized']),
+    bad('sdn_sample none', ['no config.json in none']),
+    bad('sdn_sample a --n 0', ['--n must be at least 1'], a_run),
+    bad('sdn_sample a --temperature -1', ['temperature'], a_run), bad('sdn_sample a --temperature nan', ['temperature'], a_run),
+    bad('sdn_sample a --seed 99999999999999999999', ['seed'], a_run),
+    bad('sdn_sample a --out no/such/x.png', ['no/such'], a_run),
+    bad('sdn_sample a', ['model.safetensors'], lambda w: (a_run(w), spoilt(w/'a', 'model.safetensors', half)))])
+def test_bad_input(work, line, words, make):
+    make(work)
+    refused(work, *line.split(), words=words)
+
+# Runs
+
+def test_folder_of_colour_images(work):
+    pngs(work/'pictures', size=(8,16), mode='RGB')
+    trained(work, 'pictures', '--epochs', 1)
+    folder = work/'runs/pictures'
+    model = SDNVAE.from_pretrained(folder)
+    assert {p.name for p in folder.iterdir()}==FILES and model.sample(2).shape==(2,3,8,16) and model.config.levels==256
+    assert all(np.isfinite(list(json.loads((folder/'evaluation.json').read_text()).values())))
+    code,out,_ = run(work, 'sdn_sample', 'runs/pictures', '--n', 3, '--out', 'three.png')
+    assert (code,out)==(0,'three.png\n') and Image.open(work/'three.png').width>100
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    "Uninterrupted runs to compare with: digits, and a folder"
+    work = tmp_path_factory.mktemp('whole')
+    pngs(work/'grey')
+    trained(work, 'digits', '--epochs', 2, '--bs', 512, '--out', 'digits')
+    trained(work, 'grey', *quick, '--out', 'a')
+    return work
+
+def test_seed_decides(work, whole):
+    pngs(work/'grey')
+    trained(work, 'grey', *quick, '--seed', 0, '--out', 'b')
+    assert weights(whole/'a')==weights(work/'b') and history(whole/'a')==history(work/'b')
+    for seed in 2,3: trained(work, 'grey', *quick, '--lr', 1e-9, '--seed', seed, '--out', seed)   # the first weights, as good as untouched
+    first = [dict(SDNVAE.from_pretrained(work/seed).named_parameters())['first.parametrizations.weight.original1'] for seed in '23']
+    assert (first[0]-first[1]).abs().max()>.01
+
+def test_overwrite_replaces_its_own_files_alone(work, whole):
+    pngs(work/'grey'); shutil.copytree(whole/'a', work/'a')
+    for f in 'notes.txt','checkpoint.pt.txt','sub/config.json': (work/'a'/f).parent.mkdir(exist_ok=True); (work/'a'/f).write_text('mine')
+    trained(work, 'grey', *quick, '--seed', 5, '--no-sdn', '--overwrite', '--out', 'a')
+    assert all((work/'a'/f).read_text()=='mine' for f in ('notes.txt','checkpoint.pt.txt','sub/config.json'))
+    assert weights(work/'a')!=weights(whole/'a') and len(history(work/'a'))==3 and not SDNVAE.from_pretrained(work/'a').config.sdn
+
+@pytest.mark.parametrize('sig', [signal.SIGINT, signal.SIGKILL], ids=lambda s: s.name)
+def test_stopped_in_the_second_epoch_and_resumed(work, whole, sig):
+    code,_,err = run(work, 'sdn_train', '--epochs', 2, '--bs', 512, '--out', 'r', trip=('torch.optim.Adamax.step', 3, sig))
+    assert code==(1 if sig==signal.SIGINT else -sig) and len(history(work/'r'))==2
+    if sig==signal.SIGINT: assert err=='\nstopped; go on with: sdn_train --resume --out r\n'
+    trained(work, '--resume', '--out', 'r')
+    assert weights(work/'r')==weights(whole/'digits') and history(work/'r')==history(whole/'digits') and {p.name for p in (work/'r').iterdir()}==FILES
+
+def test_stopped_in_the_first_epoch_leaves_nothing(work):
+    code,_,err = run(work, 'sdn_train', '--bs', 512, trip=('torch.optim.Adamax.step', 1, signal.SIGINT))
+    assert (code,err)==(1,'\nstopped before the first epoch was saved\n') and not tree(work)
+
+def killed(work, n, function='os.replace'):
+    pngs(work/'grey')
+    assert run(work, 'sdn_train', 'grey', *quick, '--out', 'a', trip=(function, n, signal.SIGKILL))[0]==-signal.SIGKILL
+
+@pytest.mark.parametrize('n', [0, 1, 3])
+def test_killed_while_the_first_epoch_is_written(work, whole, n):
+    killed(work, n)
+    trained(work, 'grey', *quick, '--overwrite', '--out', 'a')
+    assert weights(work/'a')==weights(whole/'a') and history(work/'a')==history(whole/'a')
+
+@pytest.mark.parametrize('function,n', [('os.replace',4), ('torch.serialization._save',1), ('os.replace',7), ('os.replace',9)])
+def test_killed_while_a_later_file_is_written(work, whole, function, n):
+    "Epoch 2 renames files 4 to 7, its checkpoint the last; the pictures and the evaluation are 8 to 11. _save is where torch.save has opened its file"
+    killed(work, n, function)
+    trained(work, '--resume', '--out', 'a')
+    assert weights(work/'a')==weights(whole/'a') and history(work/'a')==history(whole/'a') and FILES <= {p.name for p in (work/'a').iterdir()}
+
+def test_temporary_files_of_a_killed_run_go(work):
+    killed(work, 6)
+    trained(work, '--resume', '--out', 'a')
+    assert {p.name for p in (work/'a').iterdir()}==FILES
+
+@pytest.mark.parametrize('data', [b'PK', half], ids=['junk','half'])
+def test_resume_refuses_a_damaged_checkpoint(work, whole, data):
+    shutil.copytree(whole/'digits', work/'a'); spoilt(work/'a', 'checkpoint.pt', data)
+    refused(work, 'sdn_train', '--resume', '--epochs', 3, '--out', 'a', words=['a/checkpoint.pt'])
+
+def test_resume_does_not_depend_on_how_the_folder_is_named(work):
+    pngs(work/'grey')
+    trained(work, 'grey', *quick, '--out', 'a')
+    trained(work/'grey', '.', '--resume', '--out', '../a')
+
+def test_resume_refuses_other_images(work):
+    pngs(work/'grey')
+    trained(work, 'grey', *quick, '--out', 'a')
+    (work/'grey/00.png').unlink()
+    refused(work, 'sdn_train', '--resume', '--epochs', 3, '--out', 'a', words=['grey'])
+
+def test_a_run_is_not_put_among_its_images(work):
+    pngs(work/'grey')
+    refused(work/'grey', 'sdn_train', '.', *quick, '--size', 8, '--out', 'runs/grey', words=['lies in the folder of images', '--out'])
