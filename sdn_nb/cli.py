@@ -84,7 +84,7 @@ def save_reconstructions(
 def _curves(ax, rows):
     "ELBO, rate and distortion of a history's rows against epochs"
     for k,label,c in (('bpd','ELBO','k'),('rate','rate: latent variables','tab:orange'),('distortion','distortion: pixels','tab:blue')):
-        ax.plot([int(r['epoch'])+1 for r in rows], [float(r[k]) for r in rows], label=label, c=c)
+        ax.plot([int(r['epoch'])+1 for r in rows], [float(r[k]) for r in rows], label=label, c=c, marker='.' if len(rows)<10 else None)
     ax.set(xlabel='epoch', ylabel='validation, bits/dim'); ax.set_ylim(0); ax.legend()
 
 # %% ../nbs/13_cli.ipynb #4c28374e
@@ -101,6 +101,7 @@ def _settings(dataset, given, saved=None):
     "All settings of a run: those given, else those saved by the run that is resumed, else the preset's"
     if dataset and Path(dataset).is_dir() and dataset not in PRESETS: dataset = str(Path(dataset).resolve())
     given = {k:v for k,v in (dict(dataset=dataset)|given).items() if v is not None}
+    if not 0<given.get('lr', 1)<float('inf'): raise ValueError(f"sdn_train: --lr must be a positive number, got {given['lr']}.")
     if given.get('epochs', 1)<1: raise ValueError(f"sdn_train: --epochs must be at least 1, got {given['epochs']}.")
     if saved:
         changed = [k for k,v in given.items() if k!='epochs' and v!=saved[k]]
@@ -183,16 +184,14 @@ def _judge(learn, run):
 def train(
     settings:dict,       # all settings of the run, as `_settings` gives them
     run:Path,            # the run's folder
-    overwrite:bool=False,# remove the files of an older run first
+    overwrite:bool=False,# replace an older run when the first epoch is saved
     data:dict=None,      # the images that a resumed run began with, as config.json has them
 )->dict:                 # elbo_bpd and histogram_bpd
     "Train, write the run's folder and judge the model; goes on where the folder has a checkpoint"
     learn = _build(settings)
     if data: _check_data(learn.dls.info, data)
-    if overwrite:
-        for f in _ours: (run/f).unlink(missing_ok=True)
     versions = dict(sdn_nb=sdn_nb.__version__, torch=torch.__version__, fastai=fastai.__version__, device=str(learn.dls.device))
-    learn.add_cb(RunFolder(run, data=asdict(learn.dls.info), training=settings, versions=versions))
+    learn.add_cb(RunFolder(run, replace=tuple(_ours) if overwrite else (), data=asdict(learn.dls.info), training=settings, versions=versions))
     learn.fit_flat_cos(settings['epochs'], pct_start=.25)
     return _judge(learn, run)
 

@@ -109,15 +109,16 @@ class RunFolder(Callback):
     order = 70                # after the recorder and the progress bar
     def __init__(self,
         folder,               # where the run lives, made if missing
+        replace:tuple=(),     # files of an older run to remove when the first epoch is saved; nothing is resumed then
         **sections,           # JSON sections for config.json beside the model's
-    ): self.folder,self.sections,self.rows,self.start = Path(folder),sections,[],0
+    ): self.folder,self.replace,self.sections,self.rows,self.start = Path(folder),replace,sections,[],0
 
     @property
     def checkpoint(self): return self.folder/'checkpoint.pt'
 
     def before_fit(self):
         self.write_row = None
-        if self.checkpoint.exists(): self.load()
+        if self.checkpoint.exists() and not self.replace: self.load()
 
     def before_epoch(self):
         if self.epoch >= self.start: return
@@ -140,6 +141,8 @@ def _optimizer_state(opt):
 def save(self:RunFolder):
     "Write the four files"
     average,log = self.learn.ema.average,[v.item() if hasattr(v,'item') else v for v in self.recorder.log]
+    for f in self.replace: (self.folder/f).unlink(missing_ok=True)
+    self.replace = ()
     average.module.save_pretrained(self.folder, **self.sections)
     self.rows.append(log)
     smooth = self.recorder.smooth_loss

@@ -79,6 +79,7 @@ def a_run(work, **sections):
     settings = dict(dataset='digits', preset='digits', epochs=2, bs=512, lr=1e-2, ema=.995, seed=0, sdn=True, size=None)
     SDNVAE.from_preset('digits').save_pretrained(work/'a', **(sections or dict(training=settings)))
     spoilt(work/'a', 'checkpoint.pt', b'PK')
+
 def refused(work, *argv, words):
     "The command ends with one line that has all `words`, and nothing has changed on disk"
     before = tree(work)
@@ -106,7 +107,7 @@ def bad(line, words, make=lambda work: None): return pytest.param(line, words, m
     bad('sdn_train --resume', ['runs/digits has no checkpoint']),
     bad('sdn_train --resume --out a', ['a/config.json'], lambda w: a_run(w, data={})),
     bad('sdn_train --epochs 0', ['epochs']), bad('sdn_train --epochs -3', ['epochs']),
-    bad('sdn_train --bs 0', ['bs is 0']), bad('sdn_train --lr nan', ['learning rate']), bad('sdn_train --lr -1', ['learning rate']),
+    bad('sdn_train --bs 0', ['bs is 0']), bad('sdn_train --lr nan', ['--lr must be']), bad('sdn_train --lr 0', ['--lr must be']),
     bad('sdn_train --seed -1', ['seed is -1']), bad('sdn_train --size 16', ['only a folder can be resized']),
     bad('sdn_sample none', ['no config.json in none']),
     bad('sdn_sample a --n 0', ['--n must be at least 1'], a_run),
