@@ -23,7 +23,7 @@ from .data import get_dls,show_images
 from .training import vae_learner,RunFolder,RECIPES
 from .evaluation import elbo_bpd,histogram_bpd
 
-# %% ../nbs/13_cli.ipynb #ec01b84c
+# %% ../nbs/13_cli.ipynb #8bdd5026
 def _parser(f, positional):
     "argparse parser for `f`: `positional` parameters by place, the others as options, True and False as flags"
     p,docs = argparse.ArgumentParser(f.__name__, description=f.__doc__),docments(f)
@@ -35,7 +35,7 @@ def _parser(f, positional):
         else: p.add_argument(f'--{name}', default=a.default, metavar=a.annotation.__name__, **kw)
     return p
 
-# %% ../nbs/13_cli.ipynb #8bdd5026
+# %% ../nbs/13_cli.ipynb #fefb602d
 def command(
     *positional:str, # names of the parameters that are given by their place
 ):
@@ -46,7 +46,7 @@ def command(
         return f
     return deco
 
-# %% ../nbs/13_cli.ipynb #04606c55
+# %% ../nbs/13_cli.ipynb #f42e804f
 @contextmanager
 def _picture(path, width, height):
     "Axes of a new figure of the given size in inches, saved as PNG when the block ends"
@@ -54,7 +54,7 @@ def _picture(path, width, height):
     yield fig.subplots()
     with atomic(path) as tmp: fig.savefig(tmp, format='png')
 
-# %% ../nbs/13_cli.ipynb #f42e804f
+# %% ../nbs/13_cli.ipynb #97ea8227
 def save_samples(
     model:SDNVAE,         # trained model
     path,                 # PNG file to write
@@ -68,7 +68,7 @@ def save_samples(
     rows,shape = -(-n//8),x.shape[2]/x.shape[3]
     with _picture(path, 8, rows*shape+.3) as ax: show_images(x, nrow=8, ax=ax, title=f'samples at temperature {temperature:g}')
 
-# %% ../nbs/13_cli.ipynb #97ea8227
+# %% ../nbs/13_cli.ipynb #f7a35d4e
 def save_reconstructions(
     model:SDNVAE, # trained model
     x,            # images, (B, C, H, W) in [-1, 1]
@@ -80,14 +80,14 @@ def save_reconstructions(
         both = torch.cat([x, model.decode(model.encode(x))])
     with _picture(path, len(x), 2*x.shape[2]/x.shape[3]+.3) as ax: show_images(both, nrow=len(x), ax=ax, title='above: validation images, below: their reconstructions')
 
-# %% ../nbs/13_cli.ipynb #f7a35d4e
+# %% ../nbs/13_cli.ipynb #4c28374e
 def _curves(ax, rows):
     "ELBO, rate and distortion of a history's rows against epochs"
     for k,label,c in (('bpd','ELBO','k'),('rate','rate: latent variables','tab:orange'),('distortion','distortion: pixels','tab:blue')):
         ax.plot([int(r['epoch'])+1 for r in rows], [float(r[k]) for r in rows], label=label, c=c, marker='.' if len(rows)<10 else None)
     ax.set(xlabel='epoch', ylabel='validation, bits/dim'); ax.set_ylim(0); ax.legend()
 
-# %% ../nbs/13_cli.ipynb #4c28374e
+# %% ../nbs/13_cli.ipynb #8deedb0c
 def save_learning_curve(
     folder, # run folder with a history.csv; learning_curve.png is written beside it
 ):
@@ -96,7 +96,7 @@ def save_learning_curve(
     with _picture(Path(folder)/'learning_curve.png', 6, 3.5) as ax:
         _curves(ax, rows)
 
-# %% ../nbs/13_cli.ipynb #1d79abd6
+# %% ../nbs/13_cli.ipynb #00c3dd6b
 def _settings(dataset, given, saved=None):
     "All settings of a run: those given, else those saved by the run that is resumed, else the preset's"
     if dataset and Path(dataset).is_dir() and dataset not in PRESETS: dataset = str(Path(dataset).resolve())
@@ -114,7 +114,7 @@ def _settings(dataset, given, saved=None):
     recipe = RECIPES[preset]
     return dict(dataset=name, preset=preset, epochs=recipe.epochs, bs=recipe.bs, lr=recipe.lr, ema=recipe.ema, seed=0, sdn=True, size=None) | given
 
-# %% ../nbs/13_cli.ipynb #07759613
+# %% ../nbs/13_cli.ipynb #66e8f33b
 _files = 'config.json','model.safetensors','history.csv','checkpoint.pt','evaluation.json','samples.png','reconstructions.png','learning_curve.png'
 
 _ours = {*_files, *(f'.{f}.tmp' for f in _files)}                     # what a killed run may have left
@@ -129,7 +129,7 @@ def _check_folder(run, resume, overwrite):
     if not (run/'config.json').exists() and not {p.name for p in run.iterdir()}<=_ours: raise FileExistsError(f"sdn_train: {run} exists and is not a run. Choose another folder with --out.")
     if not overwrite: raise FileExistsError(f"sdn_train: {run} holds a run already. Go on with --resume, replace it with --overwrite, or choose another folder with --out.")
 
-# %% ../nbs/13_cli.ipynb #3041f1da
+# %% ../nbs/13_cli.ipynb #04d55d20
 def _saved(run):
     "The sections of a run's config.json that resuming needs"
     try:
@@ -143,12 +143,12 @@ def _check_data(info, saved):
     changed = [k for k in now if now[k]!=saved.get(k)]
     if changed: raise ValueError(f"sdn_train: the images of {info.name} have changed since the run began ({', '.join(changed)}), so that it can't be resumed. Begin another run with --out.")
 
-# %% ../nbs/13_cli.ipynb #f9a1adb4
+# %% ../nbs/13_cli.ipynb #0ee80220
 def _check_apart(run, dataset):
     "Raise where the run's folder lies in the folder of images"
     if Path(dataset).is_dir() and Path(dataset).resolve() in run.resolve().parents: raise ValueError(f"sdn_train: the run's folder {run} lies in the folder of images, where its pictures would be taken for images. Choose another folder with --out.")
 
-# %% ../nbs/13_cli.ipynb #7f046a2b
+# %% ../nbs/13_cli.ipynb #3688da20
 @contextmanager
 def _plain_errors(run=None):
     "Turn errors of input into one line and exit status 1"
@@ -159,7 +159,7 @@ def _plain_errors(run=None):
         done = run and (run/'checkpoint.pt').exists()
         sys.exit(f'\nstopped; go on with: sdn_train --resume --out {run}' if done else '\nstopped before the first epoch was saved')
 
-# %% ../nbs/13_cli.ipynb #a5c0689d
+# %% ../nbs/13_cli.ipynb #6450a339
 def _build(s):
     "Data, model and learner of the settings `s`"
     set_seed(s['seed'])
@@ -168,7 +168,7 @@ def _build(s):
     model = SDNVAE(replace(PRESETS[s['preset']], image_size=info.image_size, channels=info.channels, levels=info.levels, sdn=s['sdn']))
     return vae_learner(dls, model, lr=s['lr'], ema=s['ema'])
 
-# %% ../nbs/13_cli.ipynb #6450a339
+# %% ../nbs/13_cli.ipynb #de9c658c
 def _judge(learn, run):
     "Write pictures and evaluation.json; the ELBO and the histogram's price in bits/dim"
     model,dls,info = learn.model.eval(),learn.dls,learn.dls.info
@@ -180,7 +180,7 @@ def _judge(learn, run):
     with atomic(run/'evaluation.json') as tmp: tmp.write_text(json.dumps(result, indent=2))
     return result
 
-# %% ../nbs/13_cli.ipynb #de9c658c
+# %% ../nbs/13_cli.ipynb #f05d110e
 def train(
     settings:dict,       # all settings of the run, as `_settings` gives them
     run:Path,            # the run's folder
@@ -195,7 +195,7 @@ def train(
     learn.fit_flat_cos(settings['epochs'], pct_start=.25)
     return _judge(learn, run)
 
-# %% ../nbs/13_cli.ipynb #f05d110e
+# %% ../nbs/13_cli.ipynb #027ff232
 @command('dataset')
 def sdn_train(
     dataset:str=None,     # digits, photos, or a folder of images; digits if left out
@@ -221,7 +221,7 @@ def sdn_train(
     print(f"validation ELBO      {result['elbo_bpd']:.3f} bits/dim\nhistogram per pixel  {result['histogram_bpd']:.3f} bits/dim, fitted on the same training images")
     print('pictures            ', *[f'{run}/{f}' for f in _files if f.endswith('.png')])
 
-# %% ../nbs/13_cli.ipynb #efd7be05
+# %% ../nbs/13_cli.ipynb #05f1ac1c
 @command('run')
 def sdn_sample(
     run:str,              # folder of a run, or one written by save_pretrained

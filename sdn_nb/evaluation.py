@@ -13,7 +13,7 @@ from fastprogress import progress_bar
 from .vae import bits_per_dim
 from .data import to_levels
 
-# %% ../nbs/09_evaluation.ipynb #59a659ae
+# %% ../nbs/09_evaluation.ipynb #87924349
 @torch.no_grad()
 def elbo_bpd(
     model:nn.Module,   # model whose output has an elbo in nats, e.g. SDNVAE
@@ -33,7 +33,7 @@ def elbo_bpd(
     if not n: raise ValueError("elbo_bpd: `dl` has no images. Was every one dropped with an incomplete last batch?")
     return total/n
 
-# %% ../nbs/09_evaluation.ipynb #9efa1f63
+# %% ../nbs/09_evaluation.ipynb #81cac3db
 def histogram_bpd(
     train_dl, # batches of (x, x) to count, images (B, C, H, W) in [-1, 1]
     valid_dl, # batches of (x, x) to price
