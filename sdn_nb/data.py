@@ -267,6 +267,7 @@ def get_dls(
     name_or_folder:str|Path, # digits, photos, or a folder of images
     bs:int=64, # images in a batch
     *,
+    path:str|Path=None, # where a folder given by its name is looked for; the working directory if None
     seed:int=0, # decides order and mirroring of training images and, for a folder, the split; 0 to 2**32-1
     size=None, # pixels, N or (H, W), to which a folder's images are resized and cropped; None: they all have one size already
     flip:bool=None, # mirror half of the training images left to right; None: only photos
@@ -278,6 +279,7 @@ def get_dls(
     if not isinstance(bs, Integral) or bs<1: raise ValueError(f"bs is {bs!r}; a batch needs a whole number of images, at least 1.")
     if not isinstance(seed, Integral) or not 0<=seed<2**32: raise ValueError(f"seed is {seed!r}; it must be a whole number from 0 to 2**32-1.")
     bs,seed = int(bs),int(seed)
+    if path is not None and name_or_folder not in _sources: name_or_folder = Path(path)/name_or_folder
     train,valid,info = _open(name_or_folder, size, seed, flip)
     kw = dict(bs=bs, seed=seed, num_workers=train.num_workers if num_workers is None else num_workers, after_batch=ToUnit(info.levels))
     dls = DataLoaders(ImageDL(train, shuffle=True, drop_last=len(train)>=bs, **kw), ImageDL(valid, **kw), device=default_device() if device is None else device)

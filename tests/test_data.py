@@ -315,3 +315,10 @@ def test_show_images(shape, kw, pixels):
 @pytest.mark.parametrize('shape', [(0,1,8,8), (2,2,8,8), (8,8), (1,2,3,4,5)])
 def test_show_images_refuses(shape):
     with pytest.raises(ValueError, match='show_images takes'): show_images(torch.zeros(shape))
+
+def test_path_is_where_a_folder_is_looked_for(tmp_path):
+    (tmp_path/'cats').mkdir()
+    for i in range(4): Image.new('L', (8,8), i).save(tmp_path/'cats'/f'{i}.png')
+    assert get_dls('cats', bs=2, path=tmp_path, num_workers=0).info==get_dls(tmp_path/'cats', bs=2, num_workers=0).info
+    assert get_dls('digits', path=tmp_path).info.name=='digits'
+    with pytest.raises(FileNotFoundError, match='dogs'): get_dls('dogs', path=tmp_path)
