@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
 from .scan import scan, DIRECTIONS
+import sdn_nb.kernels  # a backend of scan for GPUs, which registers itself
 
 # %% ../nbs/02_layers.ipynb #0b70cc77
 class SubLayer(nn.Module):

@@ -1,0 +1,238 @@
+"The Triton kernels against the literal loop in float64: interpreted where there is no GPU, compiled for an H100 either way"
+import importlib.util, os, subprocess, sys
+from types import SimpleNamespace
+import pytest, torch
+from torch import nn
+from sdn_nb import scan
+
+triton = pytest.importorskip('triton')
+cuda = torch.cuda.is_available()
+device = 'cuda' if cuda else 'cpu'
+
+def load():
+    "The kernels; without a GPU a copy of their own, interpreted, that registers nothing: the rest of the process shall not meet it"
+    if cuda: return importlib.import_module('sdn_nb.kernels')
+    spec = importlib.util.find_spec('sdn_nb.kernels')
+    mod = importlib.util.module_from_spec(importlib.util.spec_from_file_location('sdn_nb._interpreted_kernels', spec.origin))
+    with pytest.MonkeyPatch.context() as mp:
+        mp.setenv('TRITON_INTERPRET', '1')
+        mp.setattr(scan, 'register_backend', lambda *args, **kw: None)
+        mod.__spec__.loader.exec_module(mod)
+    return mod
+
+kernels = load()
+
+@pytest.fixture(autouse=True)
+def poisoned():
+    "New tensors come filled with NaN; no sweep is remembered"
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(3, device=device).isnan().all() and torch.randn(2).new_empty(3).isnan().all()
+    yield kernels._sweeps.clear()
+    torch.use_deterministic_algorithms(False)
+
+fp32,fp16,bf16 = torch.float32,torch.float16,torch.bfloat16
+# relative to the largest entry. Under the interpreter bf16 is cut off where a GPU rounds to nearest
+tolerance = {fp32: 1e-5, fp16: 4e-3, bf16: 4e-2}
+names = ['y','dx','dweight_ih','dweight_hh','dbias_ih','dbias_hh']
+worst = {}
+
+def arguments(size, dtype, param_dtype=None):
+    "A map and a cell's parameters, on the device"
+    cell = nn.GRUCell(3*size[1], size[1]).parameters() if size[1] else []
+    return [torch.randn(size).to(device, dtype), *(p.detach().to(device, param_dtype or dtype) for p in cell)]
+
+def both_ways(args, direction, keep, dy):
+    "Output and gradients of the kernels"
+    y,saved = kernels.triton_forward(*args, direction, keep)
+    assert bool(saved)==keep
+    return [y, *kernels.triton_backward(dy, args[0], y, saved, *args[1:], direction)]
+
+def reference(args, direction, dy, dtype=torch.float64):
+    "Output and gradients of the literal loop on the same numbers"
+    args = [a.to(dtype).requires_grad_() for a in args]
+    y = scan.scan_reference(*args, direction)
+    return [y.detach(), *torch.autograd.grad(y, args, dy.to(dtype), allow_unused=True, materialize_grads=True)]
+
+def agree(got, want, tol, dtype=None):
+    "Shapes exactly, then relative error; NaN fails"
+    for name,g,w in zip(names, got, want, strict=True):
+        assert g.shape==w.shape, name
+        err = ((g.double()-w).abs().max()/w.abs().max().clamp(min=1e-30)).item() if w.numel() else 0.
+        if dtype: worst[dtype,name] = max(worst.get((dtype,name), 0.), err)
+        if not err<=tol: raise AssertionError(f'{name}: error {err:.2e}')
+
+def check(size, dtype, direction, keep, tol=None):
+    args = arguments(size, dtype)
+    dy = torch.randn(size).to(device, dtype)
+    agree(both_ways(args, direction, keep, dy), reference(args, direction, dy), tol or tolerance[dtype], dtype)
+
+def short(v): return 'x'.join(map(str,v)) if isinstance(v, tuple) else str(v).removeprefix('torch.')
+
+# (B, C, H, W): one position; one line; lines of one position; no two sizes alike; C under, at and over a tile
+sizes = [(1,1,1,1), (2,3,1,4), (2,3,4,1), (3,5,2,2), (1,16,3,4), (2,19,5,3)]
+
+@pytest.mark.parametrize('keep', [True,False], ids=['keep','recompute'])
+@pytest.mark.parametrize('direction', scan.DIRECTIONS)
+@pytest.mark.parametrize('size', sizes, ids=short)
+@pytest.mark.parametrize('dtype', tolerance, ids=short)
+def test_agrees(dtype, size, direction, keep): check(size, dtype, direction, keep)
+
+@pytest.mark.parametrize('keep', [True,False], ids=['keep','recompute'])
+@pytest.mark.parametrize('size', [(2,20,11,4), (3,17,3,11), (1,33,40,3)], ids=short)
+@pytest.mark.parametrize('dtype', [fp32,fp16], ids=short)
+def test_edges_of_tiles(monkeypatch, dtype, size, keep):
+    "Several programs with edges in all three directions of the tiling"
+    monkeypatch.setattr(kernels, '_tiles', lambda *a: dict(BM=16, BN=16, BK=16, num_warps=4, num_stages=2))
+    check(size, dtype, 'left', keep)
+
+def test_default_tiles_many_programs(): check((3,70,25,3), fp32, 'right', True)
+
+def test_does_not_drift():
+    "40 lines in half precision are no worse than 4"
+    check((1,8,3,40), fp16, 'left', True)
+
+@pytest.mark.parametrize('dtype', [fp16,bf16], ids=short)
+def test_no_worse_than_the_loop_in_half_precision(dtype):
+    "The literal loop in the same dtype rounds more often; the interpreter's cut-off costs a factor of two"
+    args,dy = arguments((2,16,8,12), dtype),torch.randn(2,16,8,12).to(device, dtype)
+    want = reference(args, 'right', dy)
+    rel = lambda got: [((g.double()-w).abs().max()/w.abs().max()).item() for g,w in zip(got,want)]
+    ours,loop = rel(both_ways(args, 'right', True, dy)),rel(reference(args, 'right', dy, dtype))
+    assert max(ours) <= (1.5 if cuda or dtype==fp16 else 4)*max(loop), (ours, loop)
+
+def test_parameters_in_another_dtype():
+    args,dy = arguments((2,4,3,3), fp16, fp32),torch.randn(2,4,3,3).to(device, fp16)
+    got = both_ways(args, 'up', True, dy)
+    assert [g.dtype for g in got]==[fp16]*2 + [fp32]*4
+    agree(got, reference(args, 'up', dy), 4e-3)
+
+@pytest.mark.parametrize('how', ['channels_last','transposed','sliced','expanded'])
+def test_any_memory_layout(how):
+    args = arguments((2,4,3,5), fp32)
+    x = args[0]
+    x = dict(channels_last=lambda: x.contiguous(memory_format=torch.channels_last), transposed=lambda: x.transpose(2,3).contiguous().transpose(2,3),
+             sliced=lambda: torch.randn(2,8,6,5, device=device)[:,::2,1:4], expanded=lambda: x[:1].expand(2,-1,-1,-1))[how]()
+    for direction in scan.DIRECTIONS:
+        got = both_ways([x,*args[1:]], direction, True, x.flip(0))
+        assert got[0].stride()==got[1].stride()==torch.empty_like(x, memory_format=torch.channels_last).stride()
+        agree(got, reference([x,*args[1:]], direction, x.flip(0)), 1e-5)
+
+@pytest.mark.parametrize('size', [(0,3,4,4), (2,3,0,4), (2,3,4,0)], ids=short)
+@pytest.mark.parametrize('keep', [True,False])
+def test_empty(size, keep):
+    args = arguments(size, fp32)
+    got = both_ways(args, 'right', keep, torch.empty(size, device=device))
+    assert got[0].shape==size and all((g==0).all() for g in got[1:])
+
+def test_inputs_are_left_alone():
+    args,dy = arguments((2,4,3,5), fp32),torch.randn(2,4,3,5, device=device)
+    y,saved = kernels.triton_forward(*args, 'right', True)
+    held = [a.clone() for a in (*args,dy,y,*saved)]
+    first = kernels.triton_backward(dy, args[0], y, saved, *args[1:], 'right')
+    second = kernels.triton_backward(dy, args[0], y, saved, *args[1:], 'right')
+    for a,b in zip((*args,dy,y,*saved,*first), (*held,*second)): assert torch.equal(a, b)
+
+def test_saves_four_maps():
+    args = arguments((2,8,5,9), fp32)
+    _,saved = kernels.triton_forward(*args, 'right', True)
+    assert sum(s.numel() for s in saved)==4*args[0].numel()*8/9     # the first line has no gates
+
+# recorded sweeps: the copying in and out, with a stand-in for the graph where there is no GPU
+
+@pytest.fixture
+def recorded(monkeypatch):
+    "Sweeps are recorded; the list of what was"
+    log,real = [],kernels._record
+    monkeypatch.setattr(kernels, '_record', lambda s: log.append(s) or (real(s) if cuda else lambda: s.loop(s)))
+    if not cuda:
+        monkeypatch.setattr(kernels, '_may_record', lambda given,new: kernels.GRAPH_BYTES>0)
+        monkeypatch.setattr(torch.cuda, 'current_stream', lambda *a: SimpleNamespace(cuda_stream=0))
+    return log
+
+def interleaved(keep, size=(2,4,3,5)):
+    "Two layers: forward both, then backward both"
+    torch.manual_seed(5)
+    args = [arguments(size, fp32) for _ in range(2)]
+    outs = [kernels.triton_forward(*a, 'left', keep) for a in args]
+    return [y for y,_ in outs] + [g for a,(y,saved) in zip(args,outs) for g in kernels.triton_backward(y.cos(), a[0], y, saved, *a[1:], 'left')]
+
+@pytest.mark.parametrize('keep', [True,False], ids=['keep','recompute'])
+def test_recorded_sweeps_do_not_share(monkeypatch, recorded, keep):
+    with monkeypatch.context() as mp:
+        mp.setattr(kernels, 'GRAPH_BYTES', 0)
+        plain = interleaved(keep)
+    assert not recorded
+    for _ in range(3):
+        for a,b in zip(interleaved(keep), plain): assert torch.equal(a, b)
+    assert len(recorded)==2                          # forward and backward, once each
+
+def test_a_shape_met_once_is_not_recorded(recorded):
+    for n in (1,2,3): kernels.triton_forward(*arguments((n,4,3,5), fp32), 'left', True)
+    assert not recorded
+
+def test_recorded_sweeps_are_forgotten(monkeypatch, recorded):
+    monkeypatch.setattr(torch.cuda, 'synchronize', lambda *a: None)
+    args = [arguments((n,4,3,5), fp32) for n in (1,2,3)]
+    for a in args[:2]: kernels.triton_forward(*a, 'left', False), kernels.triton_forward(*a, 'left', False)
+    assert len(recorded)==2
+    monkeypatch.setattr(kernels, 'GRAPH_BYTES', sum(s.bytes for s in kernels._sweeps.values()))
+    want = kernels.triton_forward(*args[2], 'left', False)[0]
+    assert torch.equal(kernels.triton_forward(*args[2], 'left', False)[0], want)
+    assert list(kernels._sweeps.values())==recorded[2:]
+
+@pytest.mark.skipif(not cuda, reason='needs a GPU')
+def test_inside_an_outer_graph():
+    args = arguments((2,16,8,8), fp16)
+    want,_ = kernels.triton_forward(*args, 'down', False)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph): got,_ = kernels.triton_forward(*args, 'down', False)
+    got.fill_(torch.nan)
+    graph.replay()
+    assert torch.equal(got, want)
+
+# a backend that cannot run says why
+
+def test_why_not():
+    ok = torch.randn(1,3,4,4, device=device)
+    assert kernels.why_not(ok) is None
+    assert 'float64' in kernels.why_not(ok.double()) and 'convert' in kernels.why_not(ok.double())
+
+def python(code, **env):
+    env = {k:v for k,v in os.environ.items() if k!='TRITON_INTERPRET'} | {'PYTHONPATH': os.pathsep.join(sys.path)} | env
+    return subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, check=True).stdout
+
+def test_why_not_on_a_processor():
+    out = python('import torch\nfrom sdn_nb.kernels import why_not\nprint(why_not(torch.ones(1,1,1,1)))')
+    assert 'cpu' in out and 'x.cuda()' in out and 'TRITON_INTERPRET=1' in out
+
+def test_imports_without_triton():
+    out = python("import sys; sys.modules['triton'] = None\nimport torch\nfrom sdn_nb.kernels import why_not\nprint(why_not(torch.ones(1,1,1,1)))")
+    assert 'pip install triton' in out
+
+# compiled for an H100, with or without one
+
+cases = [(kernel, *shape, dtype) for kernel in ('forward','backward') for shape,dtypes in [
+    ((32,360,32), (fp16,fp32)), ((32,200,32), (fp16,)), ((128,64,32), (fp16,)), ((8,200,64), (bf16,)), ((3,13,7), (fp16,)), ((2,20,1), (fp32,))] for dtype in dtypes]
+
+@pytest.mark.parametrize('kernel, B, C, L, dtype', cases, ids=short)
+def test_compiles_for_sm90(record_property, kernel, B, C, L, dtype):
+    found = kernels.resources(kernel, C, B, L, dtype)
+    record_property('resources', found)
+    print(kernel, B, C, L, short(dtype), found)
+    assert found['spilled']==0 and 0<found['registers']<255 and found['shared']<=227*1024
+    assert found['hgmma']>0 if B*L>32 else found['hmma']>0
+
+@pytest.mark.parametrize('kernel, flags', [('forward',dict(KEEP=False)), ('forward',dict(WRITE=False)), ('backward',dict(PRODUCT=False)), ('backward',dict(GATES=False))])
+def test_every_switch_compiles_for_sm90(kernel, flags):
+    found = kernels.resources(kernel, 200, **flags)
+    assert found['spilled']==0 and (found['hgmma']>0 or flags==dict(PRODUCT=False))
+
+def test_a_position_alone_compiles_for_sm90():
+    "B = L = 1, which Triton compiles in as constants"
+    for kernel in ('forward','backward'): assert kernels.resources(kernel, 5, 1, 1)['spilled']==0
+
+def test_spills_would_be_seen(monkeypatch):
+    "The count is a real one: a tile far too large for the registers spills"
+    monkeypatch.setattr(kernels, '_tiles', lambda *a: dict(BM=128, BN=64, BK=64, num_warps=4, num_stages=2))
+    assert kernels.resources('forward', 64)['spilled']>0
