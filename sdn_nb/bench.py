@@ -64,12 +64,13 @@ def loop(
 
 # %% ../nbs/14_bench.ipynb #6913736a
 def floor(
-    x:Tensor,        # feature map, (B, C, H, W)
-    *weights:Tensor, # weight_ih, weight_hh and two biases, used for their type
+    x:Tensor,        # feature map, (B, C, H, W); its shape, type and device matter, and whether it wants gradients
+    *weights:Tensor, # not used
 )->Tensor:           # of no meaning
-    "As many multiplications as a sweep makes, in one matrix product"
-    rows = x.detach().new_ones(x[:,0].numel(), 4*x.shape[1]).requires_grad_(x.requires_grad)
-    return F.linear(rows, torch.cat([weights[0], weights[1]], 1))       # (B·H·W, 4C) times (4C, 3C)
+    "As many multiplications as a sweep makes, in one product of square matrices"
+    n = round((12*x.shape[1]*x.numel())**(1/3))
+    a,b = (x.detach().new_ones(n, n).requires_grad_(x.requires_grad) for _ in 'ab')
+    return a@b
 
 # %% ../nbs/14_bench.ipynb #1b7d5d27
 def _call(f, x, weights, training):

@@ -14,7 +14,7 @@ from types import FunctionType, SimpleNamespace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .scan import _turn, _turn_back, register_backend
+from .scan import _turn, _turn_back, _empty_map, register_backend
 
 # %% ../nbs/01_kernels.ipynb #8f99d3e4
 try: import triton, triton.language as tl
@@ -33,8 +33,8 @@ def _lines(x, direction):
 
 # %% ../nbs/01_kernels.ipynb #8ee0690a
 def _map(lines, like, direction):
-    "Undo `_lines`: a new map, channels_last"
-    return torch.empty_like(like, memory_format=torch.channels_last).copy_(_turn_back(lines.permute(1,3,2,0), direction))
+    "Undo `_lines`: a new map, in memory as `scan` promises it"
+    return _empty_map(like, direction).copy_(_turn_back(lines.permute(1,3,2,0), direction))
 
 # %% ../nbs/01_kernels.ipynb #bad39309
 @_jit
@@ -282,9 +282,9 @@ def triton_forward(
     bias_hh:Tensor,   # bias of the uncorrected vector's projection, (3C,)
     direction:str,    # where the sweep goes: right, left, down or up
     keep:bool,        # keep the gates for the backward pass?
-)->tuple[Tensor,list]: # corrected map, channels_last; what to save
+)->tuple[Tensor,list]: # corrected map, in memory as scan promises it; what to save
     "`scan` by Triton kernels, one launch a line"
-    if x.numel()==0: return torch.empty_like(x),triton_buffers(x, direction) if keep else []
+    if x.numel()==0: return _empty_map(x, direction),triton_buffers(x, direction) if keep else []
     with _lock, _on(x), torch.no_grad():
         lines = _lines(x, direction)
         (T,B,L,C) = lines.shape
@@ -309,7 +309,7 @@ def triton_backward(
 )->tuple[Tensor,...]: # gradients of x, weight_ih, weight_hh, bias_ih, bias_hh
     "Gradients of `triton_forward`, one launch a line and a few matrix products"
     params = weight_ih,weight_hh,bias_ih,bias_hh
-    if x.numel()==0: return torch.empty_like(x), *map(torch.zeros_like, params)
+    if x.numel()==0: return _empty_map(x, direction), *map(torch.zeros_like, params)
     with _lock, _on(x), torch.no_grad():
         lx,ly = (_lines(a, direction).contiguous() for a in (x,y))
         (T,B,L,C),(h,n) = lx.shape,saved or _recompute(lx, ly, *params)

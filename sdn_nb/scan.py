@@ -66,36 +66,35 @@ def _sideways(direction): return direction in ('right','left')
 def _reversed(direction): return direction in ('left','up')
 
 # %% ../nbs/00_scan.ipynb #4c22498e
-def _wide(x): return x if x.dtype==torch.float64 else x.float()
-
-# %% ../nbs/00_scan.ipynb #d9ea7d34
 def _lines(x, direction):
     "(B, C, H, W) -> (lines, positions, B, C) in one block of memory"
     if x.stride(1)!=1: x = x.contiguous(memory_format=torch.channels_last)
-    return _wide(x.permute(3,2,0,1) if _sideways(direction) else x.permute(2,3,0,1)).contiguous()
+    return x.permute((3,2,0,1) if _sideways(direction) else (2,3,0,1)).contiguous()
 
 # %% ../nbs/00_scan.ipynb #a2892768
-def _map(lines, direction, dtype):
-    "Undo `_lines`; the map comes out as channels_last"
-    lines = lines.to(dtype).permute((2,1,0,3) if _sideways(direction) else (2,0,1,3))
-    return lines.contiguous().permute(0,3,1,2)
+def _map(lines, direction):
+    "View lines as the map (B, C, H, W) that they came from"
+    return lines.permute((2,3,1,0) if _sideways(direction) else (2,3,0,1))
 
 # %% ../nbs/00_scan.ipynb #4f01231c
+def _wide(x): return x if x.dtype==torch.float64 else x.float()
+
+# %% ../nbs/00_scan.ipynb #35f0525a
 def _pairs(lines, direction):
     "(lines, positions, B, C) -> two views (lines-1, positions·B, C): all lines but the first of the sweep, and the ones before them"
     lines = lines.flatten(1,2)
     return (lines[:-1],lines[1:]) if _reversed(direction) else (lines[1:],lines[:-1])
 
-# %% ../nbs/00_scan.ipynb #3340c57b
+# %% ../nbs/00_scan.ipynb #d39ff9f5
 def _in_order(lines, direction): return lines[::-1] if _reversed(direction) else lines
 
-# %% ../nbs/00_scan.ipynb #d39ff9f5
+# %% ../nbs/00_scan.ipynb #b3042826
 def _shifts(rows, B):
     "(lines, rows, …) -> rows that have a neighbour at i-1, at i, at i+1; reversed, those neighbours"
     n = rows.shape[1]
     return rows[:,min(B,n):],rows,rows[:,:max(n-B,0)]
 
-# %% ../nbs/00_scan.ipynb #a31bafc4
+# %% ../nbs/00_scan.ipynb #8a1b4b10
 class _Cell(NamedTuple):
     "The parameters of a cell, arranged for gate buffers"
     there:Tensor       # W_i transposed, (3C, 3C), for the way there
@@ -107,7 +106,7 @@ class _Cell(NamedTuple):
     bias:Tensor        # of h, r, z, n, (4C,), never in half precision
     half:bool          # whether products have bf16 operands
 
-# %% ../nbs/00_scan.ipynb #d21be6f7
+# %% ../nbs/00_scan.ipynb #02440ebf
 def _cell(weight_ih, weight_hh, bias_ih, bias_hh, operand):
     "Arrange parameters in the layout of `torch.nn.GRUCell`, weights in the type `operand`"
     C = weight_hh.shape[1]
@@ -118,40 +117,40 @@ def _cell(weight_ih, weight_hh, bias_ih, bias_hh, operand):
     there = w.t().contiguous()
     return _Cell(there, there.split(C), w, torch.stack(w.split(C,1)).unbind(), hidden, hidden.t().contiguous(), bias, operand==torch.bfloat16)
 
-# %% ../nbs/00_scan.ipynb #8a1b4b10
+# %% ../nbs/00_scan.ipynb #737d63ad
 def _hoist(gates, x, cell):
     "Fill gate buffers (lines, rows, 4C) with what does not depend on the sweep"
     n = cell.hidden.shape[0]
     gates.copy_(cell.bias)
     _add_product(gates[...,:n].flatten(0,1), x.flatten(0,1), cell.hidden_t)
 
-# %% ../nbs/00_scan.ipynb #737d63ad
+# %% ../nbs/00_scan.ipynb #2599956a
 _HALF_FROM = 128 # features
 def _operand(x, C):
     "Type of the operands of products for the map `x`"
     half = x.dtype==torch.bfloat16 and x.device.type=='cpu' and C>=_HALF_FROM and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if half else torch.float64 if x.dtype==torch.float64 else torch.float32
 
-# %% ../nbs/00_scan.ipynb #bdf55ca7
+# %% ../nbs/00_scan.ipynb #6582416f
 def _add_product(out, a, b):
     "out += a @ b; the operands in the type of `b`"
     if out.dtype==b.dtype: out.addmm_(a, b)
     else: out.add_(a.to(b.dtype) @ b)
 
-# %% ../nbs/00_scan.ipynb #2599956a
+# %% ../nbs/00_scan.ipynb #efd75bc0
 def _add_neighbours(out, rows, cell):
     "On the way there: add the three neighbours' products to a line of gates; `out` and `rows` are the three views of each"
     if cell.half: out[1].add_(_stacked(rows[1].bfloat16(), len(out[1])-len(out[0])) @ cell.there)
     else:
         for o,r,w in zip(out, rows, cell.thirds): o.addmm_(r, w)
 
-# %% ../nbs/00_scan.ipynb #6582416f
+# %% ../nbs/00_scan.ipynb #ae14d72f
 def _stacked(line, B):
     "(rows, C) -> (rows, 3C): the vectors at i-1, i, i+1, zeros outside"
     n,line = len(line),F.pad(line, (0,0,B,B))
     return torch.cat([line[:n], line[B:B+n], line[2*B:]], 1)
 
-# %% ../nbs/00_scan.ipynb #efd75bc0
+# %% ../nbs/00_scan.ipynb #35320f57
 def _add_back(out, rows, cell):
     "On the way back: add what the gradients of a line's gates send to the three neighbours"
     if cell.half:
@@ -160,16 +159,16 @@ def _add_back(out, rows, cell):
     else:
         for o,r,w in zip(out, rows, cell.back_thirds): o.addmm_(r, w)
 
-# %% ../nbs/00_scan.ipynb #35320f57
+# %% ../nbs/00_scan.ipynb #c6659bc7
 def _unbind(*views): return list(zip(*(v.unbind() for v in views)))
 
-# %% ../nbs/00_scan.ipynb #9d74aba2
+# %% ../nbs/00_scan.ipynb #09914f39
 def _gate_views(gates, B):
     "For each line: rows that the three products add to, then r and z together, then h, r, z, n"
     C = gates.shape[-1]//4
     return _unbind(*_shifts(gates[...,C:],B), gates[...,C:3*C], *gates.split(C,-1))
 
-# %% ../nbs/00_scan.ipynb #09914f39
+# %% ../nbs/00_scan.ipynb #fc7e22d2
 def _correct(gates, prev, x, y, cell, keep):
     "Correct one line: `gates` as `_gate_views` gives them, `prev` the three neighbours, into `y`"
     *products,r_and_z,h,r,z,n = gates
@@ -179,14 +178,14 @@ def _correct(gates, prev, x, y, cell, keep):
     if keep: n.copy_(y)
     y.lerp_(x, z)
 
-# %% ../nbs/00_scan.ipynb #fc7e22d2
+# %% ../nbs/00_scan.ipynb #ac1b562b
 _ROWS,_NUMBERS = 1024,2**16
 def _blocks(x, direction):
     "Slices of the lines of `x`, each of about `_ROWS` rows or `_NUMBERS` numbers, in the order of the sweep"
     n = max(1, max(_ROWS,_NUMBERS//x.shape[2])//max(1,x.shape[1]))
     return _in_order([slice(i, min(i+n,len(x))) for i in range(0, len(x), n)], direction)
 
-# %% ../nbs/00_scan.ipynb #ac1b562b
+# %% ../nbs/00_scan.ipynb #d257f450
 def _sweep(X, Y, gates, cell, direction, keep):
     "Correct all lines of `X` but the first into `Y`; `gates` has a buffer for each (`keep`), or for the lines of one block"
     (x,_),(y,prev),B = _pairs(X,direction),_pairs(Y,direction),X.shape[2]
@@ -198,34 +197,34 @@ def _sweep(X, Y, gates, cell, direction, keep):
             *p,xk,yk = lines[k]
             _correct(views[k-s.start+at], p, xk, yk, cell, keep)
 
-# %% ../nbs/00_scan.ipynb #d257f450
+# %% ../nbs/00_scan.ipynb #a32b1c5f
 def _torch_buffers(x, direction):
     "Uninitialised gate buffers of all lines but the first, (lines-1, positions·B, 4C)"
     B,C,H,W = x.shape
     T,L = (W,H) if _sideways(direction) else (H,W)
     return [x.new_empty(max(T-1,0), L*B, 4*C, dtype=torch.float64 if x.dtype==torch.float64 else torch.float32)]
 
-# %% ../nbs/00_scan.ipynb #0a5a23c9
+# %% ../nbs/00_scan.ipynb #81833d22
 def _torch_forward(x, weight_ih, weight_hh, bias_ih, bias_hh, direction, keep):
     "Corrected map, and the gates of all lines if they are to be kept"
-    X,saved = _lines(x, direction),_torch_buffers(x, direction) if keep else []
+    X,saved = _wide(_lines(x, direction)),_torch_buffers(x, direction) if keep else []
     Y,first = torch.empty_like(X),-1 if _reversed(direction) else 0
     if X.numel():
         Y[first] = X[first]
         _sweep(X, Y, saved[0] if keep else _scratch(X, direction), _cell(weight_ih, weight_hh, bias_ih, bias_hh, _operand(x, x.shape[1])), direction, keep)
-    return _map(Y, direction, x.dtype),saved
+    return _map(Y.to(x.dtype), direction),saved
 
-# %% ../nbs/00_scan.ipynb #a32b1c5f
+# %% ../nbs/00_scan.ipynb #7e5718f5
 def _scratch(X, direction):
     "Gate buffers for the lines of one block"
     x,_ = _pairs(X, direction)
     n = max((s.stop-s.start for s in _blocks(x, direction)), default=0)
     return X.new_empty(n, x.shape[1], 4*x.shape[2])
 
-# %% ../nbs/00_scan.ipynb #92d9ad82
+# %% ../nbs/00_scan.ipynb #32a581a7
 _sigmoid_backward,_tanh_backward = torch.ops.aten.sigmoid_backward.grad_input,torch.ops.aten.tanh_backward.grad_input
 
-# %% ../nbs/00_scan.ipynb #f82ecc9d
+# %% ../nbs/00_scan.ipynb #463bebc6
 def _multipliers(m, gates, x):
     "Write m_h, m_r, m_z, m_n into `m`; torch's own `f_backward(g, y)` is g times the derivative, given the output y"
     (h,r,z,n),(m_h,m_r,m_z,m_n) = (t.chunk(4,-1) for t in (gates,m))
@@ -237,14 +236,14 @@ def _multipliers(m, gates, x):
     _sigmoid_backward(m_r, r, grad_input=m_r)
     torch.mul(m_n, r, out=m_h)
 
-# %% ../nbs/00_scan.ipynb #463bebc6
+# %% ../nbs/00_scan.ipynb #957af84e
 def _line_back(multipliers, delta, before, cell):
     "Turn a line's multipliers into gradients of its gates, in place, and add what they send to the line before"
     *rows,m = multipliers
     m.mul_(delta)
     _add_back(before, rows, cell)
 
-# %% ../nbs/00_scan.ipynb #957af84e
+# %% ../nbs/00_scan.ipynb #376c4d7e
 def _neighbour_grads(grads, alpha, prev, B):
     "Add to the gradients of W_i-, W_i0, W_i+, transposed; overwrites the ends of the lines of `alpha`"
     a,p = alpha.flatten(0,1),prev.flatten(0,1)
@@ -256,7 +255,7 @@ def _neighbour_grads(grads, alpha, prev, B):
     alpha[:,-B:] = 0
     _add_product(grads[2], p[B:].t(), a[:-B])
 
-# %% ../nbs/00_scan.ipynb #d6f64d1d
+# %% ../nbs/00_scan.ipynb #722145dc
 def _block_grads(grads, m, delta, gates, x, prev, cell, B):
     "Add a block's share to the `grads` of W_i (in three), W_h (all transposed) and the biases; `delta` becomes the gradient of `x`"
     *d_neighbours,d_hidden,d_bias = grads
@@ -268,7 +267,7 @@ def _block_grads(grads, m, delta, gates, x, prev, cell, B):
     _add_product(d_hidden, half_x.flatten(0,1).t(), beta)
     _neighbour_grads(d_neighbours, m[...,C:], prev, B)
 
-# %% ../nbs/00_scan.ipynb #722145dc
+# %% ../nbs/00_scan.ipynb #c7391e95
 def _again(gates, x, prev, cell, B):
     "Fill the gate buffers of a block of lines, given the corrected lines before them"
     C = x.shape[-1]
@@ -278,7 +277,7 @@ def _again(gates, x, prev, cell, B):
     gates[...,C:3*C].sigmoid_()
     n.copy_(torch.addcmul(n, r, h).tanh_())
 
-# %% ../nbs/00_scan.ipynb #31a0f12d
+# %% ../nbs/00_scan.ipynb #0da5a98b
 def _walk_back(X, Y, D, gates, cell, grads, direction):
     "Turn the gradients `D` of the corrected lines into those of the lines, and add to `grads`; without `gates` they are made again"
     (x,_),(_,prev),(delta,before),B = _pairs(X,direction),_pairs(Y,direction),_pairs(D,direction),X.shape[2]
@@ -294,17 +293,17 @@ def _walk_back(X, Y, D, gates, cell, grads, direction):
         for k in _in_order(range(n), direction)[::-1]: _line_back(views[k], lines[s.start+k][0], lines[s.start+k][1:], cell)
         _block_grads(grads, m[:n], delta[s], g, x[s], prev[s], cell, B)
 
-# %% ../nbs/00_scan.ipynb #c7391e95
+# %% ../nbs/00_scan.ipynb #fe61b86a
 def _torch_backward(dy, x, y, saved, weight_ih, weight_hh, bias_ih, bias_hh, direction):
     "Gradients of x, weight_ih, weight_hh, bias_ih, bias_hh; makes the gates again if `saved` is empty"
-    X,Y,D,C = *(_lines(t, direction) for t in (x,y,dy)),x.shape[1]
+    X,Y,D,C = *(_wide(_lines(t, direction)) for t in (x,y,dy)),x.shape[1]
     if D.untyped_storage().data_ptr()==dy.untyped_storage().data_ptr(): D = D.clone()
     d_ih,d_hh,d_bias = X.new_zeros(3*C,3*C),X.new_zeros(C,3*C),X.new_zeros(4*C)
     if X.numel(): _walk_back(X, Y, D, saved[0] if saved else None, _cell(weight_ih, weight_hh, bias_ih, bias_hh, _operand(x, C)), [*d_ih.split(C),d_hh,d_bias], direction)
     grads = d_ih.t().contiguous(),d_hh.t().roll(-C,0),d_bias[C:].clone(),d_bias[:3*C].roll(-C)
-    return _map(D, direction, x.dtype),*(g.to(w.dtype) for g,w in zip(grads, (weight_ih,weight_hh,bias_ih,bias_hh)))
+    return _map(D.to(x.dtype), direction),*(g.to(w.dtype) for g,w in zip(grads, (weight_ih,weight_hh,bias_ih,bias_hh)))
 
-# %% ../nbs/00_scan.ipynb #fe61b86a
+# %% ../nbs/00_scan.ipynb #f19389d1
 class Backend(NamedTuple):
     "A program for the sweep; all arguments in the order of `scan`"
     forward:Callable  # (x, weight_ih, weight_hh, bias_ih, bias_hh, direction, keep) -> (y, saved); saved: list of at most two tensors of two or more axes, empty unless keep
@@ -313,7 +312,7 @@ class Backend(NamedTuple):
     buffers:Callable  # (x, direction) -> list of uninitialised tensors like `saved`
     suits:Callable    # (x) -> whether to choose it for x unasked
 
-# %% ../nbs/00_scan.ipynb #f1a3881d
+# %% ../nbs/00_scan.ipynb #62b6563a
 BACKENDS = {}
 def register_backend(
     name:str,          # what the argument backend of scan takes
@@ -328,10 +327,10 @@ def register_backend(
     BACKENDS.clear()
     BACKENDS.update({name:Backend(forward, backward, why_not, buffers, suits), **others})
 
-# %% ../nbs/00_scan.ipynb #f19389d1
+# %% ../nbs/00_scan.ipynb #80aceec8
 register_backend('torch', _torch_forward, _torch_backward, lambda x: None, _torch_buffers)
 
-# %% ../nbs/00_scan.ipynb #80aceec8
+# %% ../nbs/00_scan.ipynb #c0611184
 def _choose(x, name):
     "Name of the backend for `x`"
     if name is None:
@@ -342,66 +341,69 @@ def _choose(x, name):
     if why is not None: raise RuntimeError(f"scan: backend {name!r} can't run on this `x`: {why}")
     return name
 
-# %% ../nbs/00_scan.ipynb #c0611184
+# %% ../nbs/00_scan.ipynb #c5a9696b
 _SLOTS = 2
 def _pack(saved, x): return *saved,*(x.new_empty(0) for _ in range(_SLOTS-len(saved)))
 def _unpack(slots): return [t for t in slots if t.ndim>1]
 
-# %% ../nbs/00_scan.ipynb #589d9f2d
+# %% ../nbs/00_scan.ipynb #0ac27eed
 _WEIGHTS,_SAVED = 'Tensor weight_ih, Tensor weight_hh, Tensor bias_ih, Tensor bias_hh, str direction','Tensor saved0, Tensor saved1'
 
-# %% ../nbs/00_scan.ipynb #c5a9696b
+# %% ../nbs/00_scan.ipynb #b6fd3e52
 @torch.library.custom_op('sdn_nb::scan', mutates_args=(), schema=f'(Tensor x, {_WEIGHTS}, bool keep, str backend) -> (Tensor, Tensor, Tensor)')
 def _scan(x, weight_ih, weight_hh, bias_ih, bias_hh, direction, keep, backend):
     y,saved = BACKENDS[backend].forward(x, weight_ih, weight_hh, bias_ih, bias_hh, direction, keep)
     return y,*_pack(saved, x)
 
-# %% ../nbs/00_scan.ipynb #0ac27eed
+# %% ../nbs/00_scan.ipynb #0a32b009
 @torch.library.custom_op('sdn_nb::scan_backward', mutates_args=(), schema=f'(Tensor dy, Tensor x, Tensor y, {_SAVED}, {_WEIGHTS}, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)')
 def _scan_backward(dy, x, y, saved0, saved1, weight_ih, weight_hh, bias_ih, bias_hh, direction, backend):
     return BACKENDS[backend].backward(dy, x, y, _unpack((saved0,saved1)), weight_ih, weight_hh, bias_ih, bias_hh, direction)
 
-# %% ../nbs/00_scan.ipynb #b6fd3e52
-def _empty_map(x): return torch.empty_like(x, memory_format=torch.channels_last)
+# %% ../nbs/00_scan.ipynb #2ef6a505
+def _empty_map(x, direction):
+    "Uninitialised map like `x`, in memory as the lines of a sweep"
+    B,C,H,W = x.shape
+    return _map(x.new_empty((W,H,B,C) if _sideways(direction) else (H,W,B,C)), direction)
 
-# %% ../nbs/00_scan.ipynb #0a32b009
+# %% ../nbs/00_scan.ipynb #6a8b60b3
 @_scan.register_fake
 def _(x, weight_ih, weight_hh, bias_ih, bias_hh, direction, keep, backend):
-    return _empty_map(x),*_pack(BACKENDS[backend].buffers(x, direction) if keep else [], x)
-
-# %% ../nbs/00_scan.ipynb #2ef6a505
-@_scan_backward.register_fake
-def _(dy, x, y, saved0, saved1, weight_ih, weight_hh, bias_ih, bias_hh, direction, backend):
-    return _empty_map(x),*(torch.empty_like(w, memory_format=torch.contiguous_format) for w in (weight_ih,weight_hh,bias_ih,bias_hh))
+    return _empty_map(x, direction),*_pack(BACKENDS[backend].buffers(x, direction) if keep else [], x)
 
 # %% ../nbs/00_scan.ipynb #a3796e4f
+@_scan_backward.register_fake
+def _(dy, x, y, saved0, saved1, weight_ih, weight_hh, bias_ih, bias_hh, direction, backend):
+    return _empty_map(x, direction),*(torch.empty_like(w, memory_format=torch.contiguous_format) for w in (weight_ih,weight_hh,bias_ih,bias_hh))
+
+# %% ../nbs/00_scan.ipynb #7d36281b
 def _setup(ctx, inputs, output):
     *tensors,ctx.direction,_,ctx.backend = inputs
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output, *tensors)
 
-# %% ../nbs/00_scan.ipynb #19a49c50
+# %% ../nbs/00_scan.ipynb #980df7f0
 def _backward(ctx, dy, *_):
     if dy is None: return (None,)*8
     y,saved0,saved1,x,*weights = ctx.saved_tensors
     return *_scan_backward(dy, x, y, saved0, saved1, *weights, ctx.direction, ctx.backend),None,None,None
 
-# %% ../nbs/00_scan.ipynb #7d36281b
+# %% ../nbs/00_scan.ipynb #15f10d34
 _scan.register_autograd(_backward, setup_context=_setup)
 
-# %% ../nbs/00_scan.ipynb #15f10d34
+# %% ../nbs/00_scan.ipynb #09f39421
 def _no_double_backward(ctx, *grads):
     raise RuntimeError("scan: its gradient can't be differentiated again. Use scan_reference, which takes the same arguments and supports double backward.")
 _scan_backward.register_autograd(_no_double_backward)
 
-# %% ../nbs/00_scan.ipynb #09f39421
+# %% ../nbs/00_scan.ipynb #ccdd1d70
 def _check_dtype(x, *params):
     "Raise a ValueError where a parameter's dtype differs from that of `x`"
     for name,p in zip(('weight_ih','weight_hh','bias_ih','bias_hh'), params):
         if p.dtype!=x.dtype: raise ValueError(f"scan: `{name}` is {p.dtype} but `x` is {x.dtype}. Convert one of them, or run under torch.autocast.")
 
-# %% ../nbs/00_scan.ipynb #2adbf2a5
+# %% ../nbs/00_scan.ipynb #ff309027
 def _autocast(x, *params):
     "`x` in the type that autocast asks for; without autocast, `x` itself after a check"
     device = x.device.type
@@ -409,10 +411,10 @@ def _autocast(x, *params):
     _check_dtype(x, *params)
     return x
 
-# %% ../nbs/00_scan.ipynb #ff309027
+# %% ../nbs/00_scan.ipynb #a4ff3758
 _FEW = 6
 
-# %% ../nbs/00_scan.ipynb #b0442113
+# %% ../nbs/00_scan.ipynb #663fb7f4
 def _few_lines(x, *params_and_direction):
     "The sweep as a plain loop that autograd follows"
     *params,direction = params_and_direction
@@ -421,18 +423,18 @@ def _few_lines(x, *params_and_direction):
     for xj in lines: y.append(torch.gru_cell(_window(y[-1], outside), xj.flatten(0,1), *params).view(xj.shape))
     return _turn_back(torch.stack(y).permute(2,3,1,0), direction)
 
-# %% ../nbs/00_scan.ipynb #a4ff3758
+# %% ../nbs/00_scan.ipynb #010b521e
 def _window(line, outside):
     "(H, B, C) -> (H·B, 3C): the vectors at i-1, i, i+1"
     line = torch.cat([outside, line, outside])
     return torch.cat([line[:-2], line[1:-1], line[2:]], -1).flatten(0,1)
 
-# %% ../nbs/00_scan.ipynb #663fb7f4
+# %% ../nbs/00_scan.ipynb #88546def
 def _is_few(x, lines, recompute, backend):
     "Whether the plain loop serves `x` best"
     return backend is None and lines<=_FEW and not recompute and x.device.type=='cpu' and x.dtype in (torch.float32,torch.float64) and x.numel()>0
 
-# %% ../nbs/00_scan.ipynb #010b521e
+# %% ../nbs/00_scan.ipynb #1504c85f
 def scan(
     x:Tensor,         # feature map, (B, C, H, W)
     weight_ih:Tensor, # weights of the three neighbours, (3C, 3C), gates r, z, n; columns i-1, i, i+1
@@ -442,7 +444,7 @@ def scan(
     direction:str='right', # where the sweep goes: right, left, down or up
     recompute:bool=False,  # keep only `x` and the result for the backward pass, which then computes the gates again
     backend:str=None, # which program does it; None chooses by device and size
-)->Tensor:            # corrected feature map, (B, C, H, W), in channels_last order
+)->Tensor:            # corrected feature map, (B, C, H, W), in memory as the sweep's lines
     "Sweep over `x` once (Section 3 of the paper); equal to `scan_reference`, faster. Raises `ValueError` where shapes, types or direction do not fit"
     _check(x, weight_ih, weight_hh, bias_ih, bias_hh, direction)
     chosen,lines = _choose(x, backend),x.shape[3 if _sideways(direction) else 2]
@@ -450,5 +452,5 @@ def scan(
     if lines==1: return x.clone() # the first line is kept, and there is no other
     if _is_few(x, lines, recompute, backend): return _few_lines(x, weight_ih, weight_hh, bias_ih, bias_hh, direction)
     keep = not recompute and torch.is_grad_enabled() and any([t.requires_grad for t in (x, weight_ih, weight_hh, bias_ih, bias_hh)])
-    x = x.contiguous(memory_format=torch.channels_last)           # once, not again on the way back
+    x = _map(_lines(x, direction), direction)                    # arranged once, not again on the way back
     return _scan(x, weight_ih, weight_hh, bias_ih, bias_hh, direction, keep, chosen)[0]
