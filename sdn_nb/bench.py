@@ -196,7 +196,7 @@ def measure(
         row['training' if training else 'inference'] = _table(times, extra)
     return row
 
-# %% ../nbs/14_bench.ipynb #87492213
+# %% ../nbs/14_bench.ipynb #a95e2ca8
 def rival_layers(
     C:int, # features in and out
 )->dict:   # name -> layer, with about as many parameters each
@@ -206,7 +206,7 @@ def rival_layers(
     sdn = SDNLayer(C, C, C)
     return {'SDN layer': sdn} | {k: make(matching_width(n_params(sdn), make)) for k,make in (('two convolutions',convs),('self-attention',attention))}
 
-# %% ../nbs/14_bench.ipynb #a95e2ca8
+# %% ../nbs/14_bench.ipynb #5ae7bd37
 def measure_layers(
     B:int,            # batch
     C:int,            # features
@@ -221,7 +221,7 @@ def measure_layers(
     times = in_turn({k: _timer(*c) for k,c in calls.items()}, rounds)
     return dict(shape=[B,C,S], layers={k: dict(seconds=_spread(t), saved_bytes=saved_bytes(*calls[k])) for k,t in times.items()})
 
-# %% ../nbs/14_bench.ipynb #0ba08f98
+# %% ../nbs/14_bench.ipynb #50a184dd
 def growth_shapes(
     B:int=8,  # batch of the base shape
     C:int=32, # its features
@@ -230,7 +230,7 @@ def growth_shapes(
     "Shapes that differ from a base shape in one number each"
     return [(B,C,S), *((b,C,S) for b in (B//4,B//2,B*2,B*4)), *((B,c,S) for c in (C//4,C//2,C*2,C*4)), *((B,C,s) for s in (S//4,S//2,S*2,S*4))]
 
-# %% ../nbs/14_bench.ipynb #50a184dd
+# %% ../nbs/14_bench.ipynb #4adf635a
 def _print(row):
     "One measurement as lines of text"
     B,C,S = row['shape']
@@ -242,19 +242,19 @@ def _print(row):
             memory = f"  {r['saved_bytes']/2**20:8.1f} MiB saved" if mode=='training' else ''
             print(f"  {mode:10}{k:18}{1e3*r['seconds'][0]:9.2f} ms  {p[0]:6.2f} x published ({p[1]:.2f} to {p[2]:.2f})  {l[0]:6.2f} x loop  {f[0]:5.2f} of floor{memory}  error {r['error']:.0e}")
 
-# %% ../nbs/14_bench.ipynb #c798914d
+# %% ../nbs/14_bench.ipynb #e8c9a913
 def _write(path, device, rows, layers):
     "What was measured, with what is needed to repeat it"
     about = dict(command=' '.join(['sdn_bench',*sys.argv[1:]]), device=torch.cuda.get_device_name() if device=='cuda' else f'{platform.machine()} CPU, {torch.get_num_threads()} threads',
                  sdn_nb=sdn_nb.__version__, torch=torch.__version__, python=platform.python_version())
     with atomic(path) as tmp: tmp.write_text(json.dumps(about|dict(rows=rows, layers=layers), indent=1))
 
-# %% ../nbs/14_bench.ipynb #4adf635a
+# %% ../nbs/14_bench.ipynb #7c717cca
 def _print_layers(row):
     "One comparison of layers as a line of text"
     print(tuple(row['shape']), *(f"{k} {1e3*r['seconds'][0]:.1f} ms, {r['saved_bytes']/2**20:.1f} MiB saved" for k,r in row['layers'].items()), sep='  ')
 
-# %% ../nbs/14_bench.ipynb #e8c9a913
+# %% ../nbs/14_bench.ipynb #55825c03
 def _shapes(text):
     "List of (B, C, S) from text such as '8,64,32 1,200,32'"
     try: shapes = [tuple(map(int, s.split(','))) for s in text.split()]
@@ -262,7 +262,7 @@ def _shapes(text):
     if not all(len(s)==3 and min(s)>0 for s in shapes): sys.exit(f"error: sdn_bench: --shapes must be batch,features,size with positive whole numbers, separated by spaces, e.g. '8,64,32 1,200,32'; got {text!r}.")
     return shapes
 
-# %% ../nbs/14_bench.ipynb #55825c03
+# %% ../nbs/14_bench.ipynb #a8e7cd81
 @command()
 def sdn_bench(
     shapes:str='8,64,32 32,64,32 8,200,32 16,360,32 4,64,64 2,32,128 1,200,32 32,20,8', # batch,features,size of each map, separated by spaces
