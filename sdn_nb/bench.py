@@ -11,7 +11,6 @@ import itertools,json,platform,sys,time
 from contextlib import nullcontext
 from statistics import median
 import torch
-import torch.nn.functional as F
 from torch import nn, Tensor
 import sdn_nb
 from .scan import scan, scan_reference, BACKENDS

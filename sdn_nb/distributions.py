@@ -6,11 +6,10 @@
 __all__ = ['gaussian', 'draw', 'log_bin_mass', 'DiscretizedMixLogistic', 'quantize']
 
 # %% ../nbs/03_distributions.ipynb #d0338539
-import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributions import Normal, kl_divergence
+from torch.distributions import Normal
 from fastcore.basics import patch
 
 # %% ../nbs/03_distributions.ipynb #58b7a04a

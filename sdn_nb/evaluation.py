@@ -6,7 +6,6 @@
 __all__ = ['elbo_bpd', 'histogram_bpd']
 
 # %% ../nbs/09_evaluation.ipynb #90f62416
-import math
 import torch
 from torch import nn
 from fastprogress import progress_bar

@@ -6,7 +6,7 @@
 __all__ = ['triton_buffers', 'triton_forward', 'triton_backward', 'why_not', 'resources']
 
 # %% ../nbs/01_kernels.ipynb #0bc6ef50
-import os, re, subprocess, tempfile, threading
+import re, subprocess, tempfile, threading
 from collections import OrderedDict
 from contextlib import nullcontext
 from pathlib import Path

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
+from torch.distributions import kl_divergence
 from fastcore.basics import patch
 from .layers import ResSDN
-from .distributions import gaussian, draw, kl_divergence
+from .distributions import gaussian, draw
 
 # %% ../nbs/04_ladder.ipynb #fb7928c3
 def gated_residual(

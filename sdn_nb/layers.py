@@ -9,7 +9,7 @@ __all__ = ['SubLayer', 'SDNLayer', 'ResSDN', 'n_params', 'matching_width', 'NonL
 import math
 import torch
 import torch.nn.functional as F
-from torch import nn, Tensor
+from torch import nn
 from .scan import scan, DIRECTIONS
 import sdn_nb.kernels  # a backend of scan for GPUs, which registers itself
 
