@@ -18,7 +18,7 @@ import fastai,torch,sdn_nb
 from matplotlib.figure import Figure
 from fastai.torch_core import set_seed
 from fastcore.docments import docments
-from .vae import SDNVAE,PRESETS,atomic
+from .vae import SDNVAE,PRESETS,_preset,atomic
 from .data import get_dls,show_images
 from .training import vae_learner,RunFolder,RECIPES
 from .evaluation import elbo_bpd,histogram_bpd
@@ -110,7 +110,7 @@ def _settings(dataset, given, saved=None):
         return saved|given
     name = given.get('dataset', 'digits')
     preset = given.get('preset', name if name in PRESETS else 'photos')
-    SDNVAE.from_preset(preset)                                          # a wrong name is refused here
+    _preset(preset)                                                     # a wrong name is refused here
     recipe = RECIPES[preset]
     return dict(dataset=name, preset=preset, epochs=recipe.epochs, bs=recipe.bs, lr=recipe.lr, ema=recipe.ema, seed=0, sdn=True, size=None) | given
 
@@ -165,15 +165,15 @@ def _build(s):
     set_seed(s['seed'])
     dls = get_dls(s['dataset'], bs=s['bs'], seed=s['seed'], size=s['size'])
     info = dls.info
-    model = SDNVAE(replace(PRESETS[s['preset']], image_size=info.image_size, channels=info.channels, levels=info.levels, sdn=s['sdn']))
+    model = SDNVAE(replace(_preset(s['preset']), image_size=info.image_size, channels=info.channels, levels=info.levels, sdn=s['sdn']))
     return vae_learner(dls, model, lr=s['lr'], ema=s['ema'])
 
 # %% ../nbs/13_cli.ipynb #de9c658c
-def _judge(learn, run):
+def _judge(learn, run, temperature):
     "Write pictures and evaluation.json; the ELBO and the histogram's price in bits/dim"
     model,dls,info = learn.model.eval(),learn.dls,learn.dls.info
     n = min(16, info.n_valid)
-    save_samples(model, run/'samples.png', temperature=RECIPES[learn.run_folder.sections['training']['preset']].temperature)
+    save_samples(model, run/'samples.png', temperature=temperature)
     save_reconstructions(model, dls.valid.one_batch()[0][:n], run/'reconstructions.png')
     save_learning_curve(run)
     result = dict(elbo_bpd=elbo_bpd(model, dls.valid), histogram_bpd=histogram_bpd(dls.train.new(shuffle=False, drop_last=False), dls.valid, info.levels))
@@ -193,7 +193,7 @@ def train(
     versions = dict(sdn_nb=sdn_nb.__version__, torch=torch.__version__, fastai=fastai.__version__, device=str(learn.dls.device))
     learn.add_cb(RunFolder(run, replace=tuple(_ours) if overwrite else (), data=asdict(learn.dls.info), training=settings, versions=versions))
     learn.fit_flat_cos(settings['epochs'], pct_start=.25)
-    return _judge(learn, run)
+    return _judge(learn, run, RECIPES[settings['preset']].temperature)
 
 # %% ../nbs/13_cli.ipynb #027ff232
 @command('dataset')

@@ -335,7 +335,7 @@ def _choose(x, name):
     "Name of the backend for `x`"
     if name is None:
         for n,b in BACKENDS.items():
-            if b.why_not(x) is None and b.suits(x): return n
+            if b.suits(x) and b.why_not(x) is None: return n
     if name not in BACKENDS: raise ValueError(f"scan: `backend` must be None or one of {tuple(BACKENDS)}, got {name!r}.")
     why = BACKENDS[name].why_not(x)
     if why is not None: raise RuntimeError(f"scan: backend {name!r} can't run on this `x`: {why}")

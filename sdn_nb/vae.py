@@ -261,18 +261,22 @@ PRESETS = dict(
     photos = VAEConfig((32,32), depth=5, downsample=(1,2,4), h=32, features=32))
 
 # %% ../nbs/05_vae.ipynb #42727190
+def _preset(name):
+    "Configuration of a preset, or a ValueError with the nearest name"
+    if name in PRESETS: return PRESETS[name]
+    near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=.4)
+    raise ValueError(f"from_preset: no preset {name!r}; there are {', '.join(PRESETS)}." + (f" Did you mean {near[0]!r}?" if near else ''))
+
+# %% ../nbs/05_vae.ipynb #e275ffe9
 @patch(cls_method=True)
 def from_preset(cls:SDNVAE,
     name:str,   # name of a preset
     **changes,  # fields of `VAEConfig` to change, e.g. sdn=False
 )->SDNVAE:      # an untrained model
     "Model of a preset; raises `ValueError` for names it does not know"
-    if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=.4)
-        raise ValueError(f"from_preset: no preset {name!r}; there are {', '.join(PRESETS)}." + (f" Did you mean {near[0]!r}?" if near else ''))
-    return cls(replace(PRESETS[name], **changes))
+    return cls(replace(_preset(name), **changes))
 
-# %% ../nbs/05_vae.ipynb #1ef15bcc
+# %% ../nbs/05_vae.ipynb #ca6f40ce
 @contextmanager
 def atomic(
     path, # file to write or replace, str or Path
@@ -284,7 +288,7 @@ def atomic(
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/05_vae.ipynb #ca6f40ce
+# %% ../nbs/05_vae.ipynb #25d09723
 @patch
 def save_pretrained(self:SDNVAE,
     folder, # where to write, made if missing; files of the same names are replaced
@@ -299,7 +303,7 @@ def save_pretrained(self:SDNVAE,
         w.write_bytes(weights)
     return folder
 
-# %% ../nbs/05_vae.ipynb #5607f692
+# %% ../nbs/05_vae.ipynb #4507805e
 def _read_config(file):
     "The configuration in a config.json, or a ValueError that names the file"
     try:
@@ -308,7 +312,7 @@ def _read_config(file):
         return VAEConfig(**section)
     except (ValueError,TypeError,KeyError) as e: raise ValueError(f"from_pretrained: {file} does not define a model ({type(e).__name__}: {e}).") from e
 
-# %% ../nbs/05_vae.ipynb #4507805e
+# %% ../nbs/05_vae.ipynb #458f1b3c
 @patch(cls_method=True)
 def from_pretrained(cls:SDNVAE,
     folder,       # folder written by `save_pretrained`, or a run of sdn_train

@@ -4,6 +4,7 @@ import pytest, torch, torch._dynamo.testing
 from torch import nn
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
+from sdn_nb.bench import published, saved_bytes
 from sdn_nb.scan import scan, scan_reference, register_backend, BACKENDS, DIRECTIONS
 
 NAMES = ('y','x','weight_ih','weight_hh','bias_ih','bias_hh')
@@ -211,29 +212,12 @@ def test_no_gradient_nothing_kept():
     _,*saved = torch.ops.sdn_nb.scan(x,*params,'right',False,'torch')
     assert all(s.numel()==0 for s in saved)
 
-def published(x, weight_ih, weight_hh, bias_ih, bias_hh):
-    "A loop of GRU cells over columns, written into the map in place"
-    B,C,H,W = x.shape
-    y = x.clone()
-    for j in range(1,W):
-        prev = torch.nn.functional.pad(y[...,j-1], (1,1))
-        u = torch.cat([prev[...,:-2], prev[...,1:-1], prev[...,2:]], 1).transpose(1,2).flatten(0,1)
-        y[...,j] = torch.gru_cell(u, y[...,j].transpose(1,2).flatten(0,1).clone(), weight_ih, weight_hh, bias_ih, bias_hh).view(B,H,C).transpose(1,2)
-    return y
-
-def kept(f, x, params):
-    "Bytes of distinct memory that wait for the backward pass, parameters left out"
-    known,seen = {p.untyped_storage().data_ptr() for p in params},{}
-    def pack(t): seen[t.untyped_storage().data_ptr()] = t; return t
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): y = f(x,*params)
-    return sum(t.untyped_storage().nbytes() for p,t in seen.items() if p not in known)
-
 @pytest.mark.parametrize('shape', [(8,64,32,32),(32,16,8,8)], ids=lambda s: 'x'.join(map(str,s)))
 def test_kept_for_backward(shape):
     x,params = torch.randn(shape,requires_grad=True),cell(shape[1])
-    peer = kept(published, x, params)
-    assert kept(scan, x, params) <= .65*peer
-    assert kept(lambda *a: scan(*a,recompute=True), x, params) <= .25*peer
+    peer = saved_bytes(published, x, params)
+    assert saved_bytes(scan, x, params) <= .65*peer
+    assert saved_bytes(lambda *a: scan(*a,recompute=True), x, params) <= .25*peer
 
 def test_published_is_a_sound_peer():
     x,params = torch.randn(2,3,8,9,dtype=torch.float64),cell(3,torch.float64)
