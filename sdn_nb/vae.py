@@ -144,17 +144,26 @@ def _up(self:SDNVAE, x):
 
 # %% ../nbs/05_vae.ipynb #58044dea
 @patch
+def _temperatures(self:SDNVAE, temperature):
+    "One temperature for each block, top first, from one for all or from a sequence"
+    n = len(self.blocks)
+    ts = [temperature]*n if isinstance(temperature, (int,float)) else list(temperature)
+    if len(ts)!=n or not all(0<=t<math.inf for t in ts): raise ValueError(f"SDNVAE: `temperature` must be zero or more, one number for all blocks or {n} of them, top first, got {temperature}.")
+    return ts
+
+# %% ../nbs/05_vae.ipynb #ae2b4e58
+@patch
 def _down(self:SDNVAE, n, size, q_ups=(), zs=(), temperature=1., generator=None):
     "Likelihood, divergences (n, n_blocks) and latent variables, for what is given of posteriors and latents, top first"
-    if not 0<=temperature<math.inf: raise ValueError(f"SDNVAE: `temperature` must be zero or more, got {temperature}.")
+    temperatures = self._temperatures(temperature)
     x,kls,z_list = self.top[:,None,None].expand(n, -1, *size),[],[]
     for i,block in enumerate(reversed(self.blocks)):
-        x,z,kl = block.down(x, q_ups[i] if q_ups else None, zs[i] if i<len(zs) else None, temperature, generator)
+        x,z,kl = block.down(x, q_ups[i] if q_ups else None, zs[i] if i<len(zs) else None, temperatures[i], generator)
         kls.append(kl); z_list.append(z)
     cfg = self.config
     return DiscretizedMixLogistic(self.last(F.elu(x)), cfg.channels, cfg.mix, cfg.levels),torch.stack(kls, 1),z_list
 
-# %% ../nbs/05_vae.ipynb #ae2b4e58
+# %% ../nbs/05_vae.ipynb #dec0378e
 @patch
 def _check_images(self:SDNVAE, x):
     "Refuse what is not a batch of images of this model"
@@ -163,7 +172,7 @@ def _check_images(self:SDNVAE, x):
     if x.shape[1]!=C: raise ValueError(f"SDNVAE: images must have {C} channels, got {x.shape[1]}. Convert them, or build the model with channels={x.shape[1]}.")
     if (fits := _fits(x.shape[2:], n))!=tuple(x.shape[2:]): raise ValueError(f"SDNVAE: height and width must be divisible by {2**n}, got {tuple(x.shape[2:])}. Pad or resize to {fits}.")
 
-# %% ../nbs/05_vae.ipynb #dec0378e
+# %% ../nbs/05_vae.ipynb #cc0af9d9
 @patch
 def forward(self:SDNVAE,
     x:Tensor, # images, (B, C, H, W) in [-1, 1], on the grid of levels
@@ -174,7 +183,7 @@ def forward(self:SDNVAE,
     likelihood,kl,z = self._down(len(x), size, q_ups)
     return VAEOutput(likelihood.log_prob(x).sum((1,2)), kl, z)
 
-# %% ../nbs/05_vae.ipynb #637e0889
+# %% ../nbs/05_vae.ipynb #d0750582
 @patch
 @torch.no_grad()
 def encode(self:SDNVAE,
@@ -186,18 +195,18 @@ def encode(self:SDNVAE,
     q_ups,size = self._up(x)
     return self._down(len(x), size, q_ups, generator=generator)[2]
 
-# %% ../nbs/05_vae.ipynb #d0750582
+# %% ../nbs/05_vae.ipynb #045415b1
 @patch
 def _top_size(self:SDNVAE):
     "Size of the top map for images of the configured size"
     return tuple(s//2**len(self.config.downsample) for s in self.config.image_size)
 
-# %% ../nbs/05_vae.ipynb #045415b1
+# %% ../nbs/05_vae.ipynb #d817f4fa
 @patch
 @torch.no_grad()
 def decode(self:SDNVAE,
     z:list,                         # latent variables, top first; missing ones are drawn from the prior
-    temperature:float=1.,           # factor of the prior's standard deviations
+    temperature=1.,                 # factor of the prior's standard deviations; or one for each block, top first
     generator:torch.Generator=None, # source of randomness; the global one if None
     draw:bool=False,                # draw each pixel instead of the mean of its most probable component
 )->Tensor:                          # images, (B, C, H, W) in [-1, 1]
@@ -206,12 +215,12 @@ def decode(self:SDNVAE,
     likelihood = self._down(len(z[0]), z[0].shape[2:], zs=z, temperature=temperature, generator=generator)[0]
     return likelihood.sample(generator) if draw else likelihood.mean()
 
-# %% ../nbs/05_vae.ipynb #612a9af1
+# %% ../nbs/05_vae.ipynb #a70b25d7
 @patch
 @torch.no_grad()
 def sample(self:SDNVAE,
     n:int,                          # number of images
-    temperature:float=1.,           # factor of the prior's standard deviations at every block
+    temperature=1.,                 # factor of the prior's standard deviations at every block; or one for each, top first
     generator:torch.Generator=None, # source of randomness, on the model's device; the global one if None
     draw:bool=False,                # draw each pixel instead of the mean of its most probable component
 )->Tensor:                          # images, (n, C, H, W) in [-1, 1]
@@ -219,17 +228,17 @@ def sample(self:SDNVAE,
     likelihood = self._down(n, self._top_size(), temperature=temperature, generator=generator)[0]
     return likelihood.sample(generator) if draw else likelihood.mean()
 
-# %% ../nbs/05_vae.ipynb #a70b25d7
+# %% ../nbs/05_vae.ipynb #41a7edb9
 @patch
 def _check_keep(self:SDNVAE, keep):
     if not 1<=keep<=len(self.blocks): raise ValueError(f"SDNVAE: `keep` must be from 1 to {len(self.blocks)}, the number of blocks, got {keep}.")
 
-# %% ../nbs/05_vae.ipynb #41a7edb9
+# %% ../nbs/05_vae.ipynb #569eba7b
 @patch
 def resample(self:SDNVAE,
     x:Tensor,                       # images, (B, C, H, W) in [-1, 1]
     keep:int,                       # number of top blocks whose latent variables are kept
-    temperature:float=1.,           # factor of the prior's standard deviations below them
+    temperature=1.,                 # factor of the prior's standard deviations below them; or one for each block, top first
     n:int=1,                        # new images for each given one
     generator:torch.Generator=None, # source of randomness; the global one if None
 )->Tensor:                          # (B·n, C, H, W): n for the first image, n for the second, ...
@@ -238,13 +247,13 @@ def resample(self:SDNVAE,
     z = [v.repeat_interleave(n, 0) for v in self.encode(x, generator)[:keep]]
     return self.decode(z, temperature, generator)
 
-# %% ../nbs/05_vae.ipynb #569eba7b
+# %% ../nbs/05_vae.ipynb #189e15bc
 @patch
 def interpolate(self:SDNVAE,
     x0:Tensor,                      # image at the start, (1, C, H, W) in [-1, 1]
     x1:Tensor,                      # image at the end, of the same shape
     keep:int,                       # number of top blocks whose latent variables are mixed
-    temperature:float=1.,           # factor of the prior's standard deviations below them
+    temperature=1.,                 # factor of the prior's standard deviations below them; or one for each block, top first
     steps:int=8,                    # number of images, both ends among them
     generator:torch.Generator=None, # source of randomness; the global one if None
 )->Tensor:                          # (steps, C, H, W)
@@ -255,19 +264,19 @@ def interpolate(self:SDNVAE,
     z = [torch.lerp(a, b, w) for a,b in zip(*(self.encode(x, generator)[:keep] for x in (x0,x1)))]
     return self.decode(z, temperature, generator)
 
-# %% ../nbs/05_vae.ipynb #44b7c61b
+# %% ../nbs/05_vae.ipynb #42727190
 PRESETS = dict(
     digits = VAEConfig((8,8), channels=1, levels=17, depth=4, downsample=(0,2), h=20, features=20, mix=3, free_bits=.5),
     photos = VAEConfig((32,32), depth=5, downsample=(1,2,4), h=32, features=32))
 
-# %% ../nbs/05_vae.ipynb #42727190
+# %% ../nbs/05_vae.ipynb #e275ffe9
 def _preset(name):
     "Configuration of a preset, or a ValueError with the nearest name"
     if name in PRESETS: return PRESETS[name]
     near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=.4)
     raise ValueError(f"from_preset: no preset {name!r}; there are {', '.join(PRESETS)}." + (f" Did you mean {near[0]!r}?" if near else ''))
 
-# %% ../nbs/05_vae.ipynb #e275ffe9
+# %% ../nbs/05_vae.ipynb #62b2f9ec
 @patch(cls_method=True)
 def from_preset(cls:SDNVAE,
     name:str,   # name of a preset
@@ -276,7 +285,7 @@ def from_preset(cls:SDNVAE,
     "Model of a preset; raises `ValueError` for names it does not know"
     return cls(replace(_preset(name), **changes))
 
-# %% ../nbs/05_vae.ipynb #ca6f40ce
+# %% ../nbs/05_vae.ipynb #25d09723
 @contextmanager
 def atomic(
     path, # file to write or replace, str or Path
@@ -288,7 +297,7 @@ def atomic(
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/05_vae.ipynb #25d09723
+# %% ../nbs/05_vae.ipynb #5607f692
 @patch
 def save_pretrained(self:SDNVAE,
     folder, # where to write, made if missing; files of the same names are replaced
@@ -303,7 +312,7 @@ def save_pretrained(self:SDNVAE,
         w.write_bytes(weights)
     return folder
 
-# %% ../nbs/05_vae.ipynb #4507805e
+# %% ../nbs/05_vae.ipynb #458f1b3c
 def _read_config(file):
     "The configuration in a config.json, or a ValueError that names the file"
     try:
@@ -312,7 +321,7 @@ def _read_config(file):
         return VAEConfig(**section)
     except (ValueError,TypeError,KeyError) as e: raise ValueError(f"from_pretrained: {file} does not define a model ({type(e).__name__}: {e}).") from e
 
-# %% ../nbs/05_vae.ipynb #458f1b3c
+# %% ../nbs/05_vae.ipynb #e146edeb
 @patch(cls_method=True)
 def from_pretrained(cls:SDNVAE,
     folder,       # folder written by `save_pretrained`, or a run of sdn_train
