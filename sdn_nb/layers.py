@@ -57,7 +57,7 @@ class SDNLayer(nn.Module):
     def forward(self, x):
         h = torch.tanh(self.project_in(x))
         for sub_layer in self.correction: h = sub_layer(h)
-        return self.project_out(h)
+        return self.project_out(h.contiguous(memory_format=torch.channels_last)) # sweeps leave a map as lines, an order of memory that convolutions do not know
 
 # %% ../nbs/02_layers.ipynb #1b9479a1
 class ResSDN(nn.Module):

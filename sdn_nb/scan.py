@@ -434,7 +434,31 @@ def _is_few(x, lines, recompute, backend):
     "Whether the plain loop serves `x` best"
     return backend is None and lines<=_FEW and not recompute and x.device.type=='cpu' and x.dtype in (torch.float32,torch.float64) and x.numel()>0
 
-# %% ../nbs/00_scan.ipynb #1504c85f
+# %% ../nbs/00_scan.ipynb #78fa4517
+class _OneLine(torch.autograd.Function):
+    "A copy of a map with one line; zeros for the gradients of the parameters"
+    @staticmethod
+    def forward(ctx, x, *params):
+        ctx.save_for_backward(*params)
+        return x.clone()
+    @staticmethod
+    def backward(ctx, dy): return dy,*(torch.zeros_like(p) if n else None for p,n in zip(ctx.saved_tensors, ctx.needs_input_grad[1:]))
+
+# %% ../nbs/00_scan.ipynb #15a8388b
+class _ToLines(torch.autograd.Function):
+    "Arrange a map as lines; its gradient comes back channels_last"
+    @staticmethod
+    def forward(ctx, x, direction): return _map(_lines(x, direction), direction)
+    @staticmethod
+    def backward(ctx, dy): return dy.contiguous(memory_format=torch.channels_last),None
+
+# %% ../nbs/00_scan.ipynb #5926051f
+def _in_lines(x, direction):
+    "`x`, in memory as the lines of a sweep"
+    swept = x.stride(1)==1 and x.stride(0)==x.shape[1]           # it comes from a sweep, of whichever axis
+    return _map(_lines(x, direction), direction) if swept or not x.requires_grad else _ToLines.apply(x, direction)
+
+# %% ../nbs/00_scan.ipynb #d80416a5
 def scan(
     x:Tensor,         # feature map, (B, C, H, W)
     weight_ih:Tensor, # weights of the three neighbours, (3C, 3C), gates r, z, n; columns i-1, i, i+1
@@ -449,8 +473,7 @@ def scan(
     _check(x, weight_ih, weight_hh, bias_ih, bias_hh, direction)
     chosen,lines = _choose(x, backend),x.shape[3 if _sideways(direction) else 2]
     x = _autocast(x, weight_ih, weight_hh, bias_ih, bias_hh)
-    if lines==1: return x.clone() # the first line is kept, and there is no other
+    if lines==1: return _OneLine.apply(x, weight_ih, weight_hh, bias_ih, bias_hh)
     if _is_few(x, lines, recompute, backend): return _few_lines(x, weight_ih, weight_hh, bias_ih, bias_hh, direction)
     keep = not recompute and torch.is_grad_enabled() and any([t.requires_grad for t in (x, weight_ih, weight_hh, bias_ih, bias_hh)])
-    x = _map(_lines(x, direction), direction)                    # arranged once, not again on the way back
-    return _scan(x, weight_ih, weight_hh, bias_ih, bias_hh, direction, keep, chosen)[0]
+    return _scan(_in_lines(x, direction), weight_ih, weight_hh, bias_ih, bias_hh, direction, keep, chosen)[0]
