@@ -13,7 +13,7 @@ from torch import nn, Tensor
 from torch.distributions import kl_divergence
 from fastcore.basics import patch
 from .layers import ResSDN
-from .distributions import gaussian, draw
+from .distributions import gaussian, draw, IAF
 
 # %% ../nbs/04_ladder.ipynb #fb7928c3
 def gated_residual(
@@ -42,49 +42,61 @@ class LadderBlock(nn.Module):
         directions_a:tuple=(),# sweeps of the first ResSDN layer on the way down
         directions_b:tuple=(),# sweeps of the second
         top:bool=False,       # the uppermost block, which has no state to pass up
+        context:int=0,        # feature maps that steer the flow of an IAF posterior; 0 for a Gaussian posterior
     ):
         super().__init__()
-        self.h,self.z,self.downsample = h,z,downsample
+        self.h,self.z,self.downsample,self.n_q = h,z,downsample,2*z+context
         k = dict(kernel_size=4, stride=2, padding=1) if downsample else dict(kernel_size=3, padding=1)
-        self.up_a = nn.Conv2d(h, h+2*z, **k)
+        self.up_a = nn.Conv2d(h, h+self.n_q, **k)
         self.up_b = None if top else nn.Conv2d(h, 2*h, 3, padding=1)
         if features:
-            self.down_a,self.down_b = ResSDN(h, h+4*z, features, directions_a),ResSDN(h+z, 2*h, features, directions_b, **k, upsample=downsample)
-        else: self.down_a,self.down_b = nn.Conv2d(h, h+4*z, 3, padding=1),(nn.ConvTranspose2d if downsample else nn.Conv2d)(h+z, 2*h, **k)
+            self.down_a,self.down_b = ResSDN(h, h+self.n_q+2*z, features, directions_a),ResSDN(h+z, 2*h, features, directions_b, **k, upsample=downsample)
+        else: self.down_a,self.down_b = nn.Conv2d(h, h+self.n_q+2*z, 3, padding=1),(nn.ConvTranspose2d if downsample else nn.Conv2d)(h+z, 2*h, **k)
+        self.posterior = IAF(z, context) if context else None
 
 # %% ../nbs/04_ladder.ipynb #fbc40fe2
 @patch
 def up(self:LadderBlock,
     x:Tensor, # state from below, (B, h, H, W)
-)->tuple:     # state for the block above (None from the uppermost), posterior parameters q_up (B, 2Z, H', W')
+)->tuple:     # state for the block above (None from the uppermost), posterior parameters q_up (B, 2Z + context, H', W')
     "Bottom-up pass; H and W are halved where the block downsamples"
-    h,q_up = self.up_a(F.elu(x)).split([self.h, 2*self.z], 1)
+    h,q_up = self.up_a(F.elu(x)).split([self.h, self.n_q], 1)
     if self.up_b is None: return None, q_up
     if self.downsample: x = F.interpolate(x, scale_factor=.5)
     return gated_residual(x, self.up_b(F.elu(h))), q_up
 
 # %% ../nbs/04_ladder.ipynb #5e5014bd
 @patch
-def _latent(self:LadderBlock, q_down, prior, q_up, z, temperature, generator):
-    "The latent variable and its divergence, from what is given"
-    no_kl = prior.new_zeros(len(prior), dtype=torch.float32)
-    if z is not None: return z, no_kl
-    if q_up is None: return draw(gaussian(prior, temperature), generator), no_kl
-    q = gaussian(q_up+q_down)
-    return draw(q, generator), kl_divergence(q, gaussian(prior)).flatten(1).sum(1)
+def _posterior(self:LadderBlock, params, p, generator, sampled):
+    "A sample of the posterior, and its divergence from the prior `p`"
+    if self.posterior is None:
+        q = gaussian(params)
+        z = draw(q, generator)
+        if not sampled: return z, kl_divergence(q, p).flatten(1).sum(1)
+        log_q = q.log_prob(z).flatten(1).sum(1)
+    else: z,log_q = self.posterior(params, generator)
+    return z, log_q - p.log_prob(z).flatten(1).sum(1)
 
 # %% ../nbs/04_ladder.ipynb #0ca868d7
 @patch
+def _latent(self:LadderBlock, q_down, prior, q_up, z, temperature, generator, sampled):
+    "The latent variable and its divergence, from what is given"
+    if z is None and q_up is not None: return self._posterior(q_up+q_down, gaussian(prior), generator, sampled)
+    return draw(gaussian(prior, temperature), generator) if z is None else z, prior.new_zeros(len(prior), dtype=torch.float32)
+
+# %% ../nbs/04_ladder.ipynb #25470248
+@patch
 def down(self:LadderBlock,
     x:Tensor,                       # state from above, (B, h, H, W)
-    q_up:Tensor=None,               # posterior parameters from the way up, (B, 2Z, H, W); the prior is used if None
+    q_up:Tensor=None,               # posterior parameters from the way up, (B, 2Z + context, H, W); the prior is used if None
     z:Tensor=None,                  # latent variable to use as it is, (B, Z, H, W)
     temperature:float=1.,           # factor of the prior's standard deviations
     generator:torch.Generator=None, # source of randomness; the global one if None
+    sampled:bool=False,             # divergence as log q(z) - log p(z) of the sample even where a closed form is known
 )->Rung:                            # state for the block below, latent variable, divergence
     "Top-down pass; H and W are doubled where the block upsamples"
-    h,q_down,prior = self.down_a(F.elu(x)).split([self.h, 2*self.z, 2*self.z], 1)
-    z,kl = self._latent(q_down, prior, q_up, z, temperature, generator)
+    h,q_down,prior = self.down_a(F.elu(x)).split([self.h, self.n_q, 2*self.z], 1)
+    z,kl = self._latent(q_down, prior, q_up, z, temperature, generator, sampled)
     vg = self.down_b(F.elu(torch.cat([z.to(h.dtype), h], 1)))
     if self.downsample: x = F.interpolate(x, scale_factor=2.)
     return Rung(gated_residual(x, vg), z, kl)
