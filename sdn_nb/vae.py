@@ -300,7 +300,7 @@ PRESETS = dict(
 # %% ../nbs/05_vae.ipynb #e146edeb
 PRESETS |= dict(
     home32        = VAEConfig((32,32), depth=9, downsample=(3,6), h=96, context=48, features=128, features_step=32, n_directions=2),
-    fashion_mnist = VAEConfig((28,28), channels=1, depth=4, downsample=(0,2), h=32, features=32, n_directions=1, free_bits=.1),
+    fashion_mnist = VAEConfig((28,28), channels=1, depth=4, downsample=(0,2), h=32, features=32, max_scale=14, n_directions=1, free_bits=.1),
     digits        = VAEConfig((8,8), channels=1, levels=17, depth=4, downsample=(0,2), h=20, features=20, mix=3, free_bits=.5),
     photos        = VAEConfig((32,32), depth=5, downsample=(1,2,4), h=32, features=32))
 

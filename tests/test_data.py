@@ -322,3 +322,61 @@ def test_path_is_where_a_folder_is_looked_for(tmp_path):
     assert get_dls('cats', bs=2, path=tmp_path, num_workers=0).info==get_dls(tmp_path/'cats', bs=2, num_workers=0).info
     assert get_dls('digits', path=tmp_path).info.name=='digits'
     with pytest.raises(FileNotFoundError, match='dogs'): get_dls('dogs', path=tmp_path)
+
+# Folders that are parted by their owner
+
+def parted(root, **n):
+    for part,k in n.items():
+        for i in range(k): save(root/part/f'{i}.png', noise(4, 4, seed=100*len(part)+i))
+    return root
+def names(ds, root): return [f.relative_to(root).as_posix() for f in ds.files]
+
+@pytest.mark.parametrize('val', ['valid', 'val'])
+def test_subfolders_part_a_folder(tmp_path, val):
+    parted(tmp_path, train=5, test=3, **{val:2}); save(tmp_path/'other'/'x.png', noise(9, 9)) # left alone, of whatever size
+    a,b = (dls_of(tmp_path, seed=s) for s in (0,1))
+    assert [names(d.dataset, tmp_path) for d in a]==[[f'train/{i}.png' for i in range(5)], [f'{val}/{i}.png' for i in range(2)], [f'test/{i}.png' for i in range(3)]]
+    assert a.info==b.info and (a.info.n_train, a.info.n_valid, a.info.n_test)==(5, 2, 3) and a.test is a[2] and not a.test.shuffle
+    (tmp_path/'test'/'0.png').rename(tmp_path/'train'/'9.png') # the same images, parted otherwise
+    assert dls_of(tmp_path).info.sha256!=a.info.sha256
+
+def test_without_test_or_without_validation(tmp_path):
+    dls = dls_of(parted(tmp_path/'a', train=3, valid=1))
+    assert (dls.test, dls.info.n_test, len(dls.loaders))==(None, 0, 2)
+    one,two = (dls_of(parted(tmp_path/'b', train=20, test=3), seed=s) for s in (0,1))
+    assert (one.info.n_train, one.info.n_valid, one.info.n_test)==(18, 2, 3) and one.info==two.info and one.valid_ds.files==two.valid_ds.files
+    assert sorted(names(one.train_ds, tmp_path/'b')+names(one.valid_ds, tmp_path/'b'))==sorted(f'train/{i}.png' for i in range(20))
+    dls = dls_of(parted(tmp_path/'c', train=20)) # one subfolder is no split
+    assert (dls.info.n_train, dls.info.n_valid, dls.info.n_test)==(18, 2, 0) and 'by seed 0' in dls.info.split
+
+@pytest.mark.parametrize('n,words', [(dict(train=2, valid=1, val=1), 'a subfolder valid and a subfolder val'), (dict(train=1, test=1), 'holds 1 image file, and there is no folder valid')])
+def test_subfolders_refused(tmp_path, n, words):
+    with pytest.raises(ValueError, match=words): get_dls(parted(tmp_path, **n))
+
+@pytest.mark.parametrize('part', ['train', 'valid', 'test'])
+def test_empty_part(tmp_path, part):
+    parted(tmp_path, train=3, valid=1, test=1)
+    for f in (tmp_path/part).iterdir(): f.unlink()
+    with pytest.raises(ValueError, match=f"{part}' holds no image files"): get_dls(tmp_path)
+
+def test_levels_of_a_folder(folder):
+    a,b = (dls_of(folder, bs=4, levels=n) for n in (None, 32))
+    assert b.info==dataclasses.replace(a.info, levels=32) and b.train.fake_l.num_workers==0
+    same(to_levels(epoch(a.train), 256)>>3, to_levels(epoch(b.train), 32))
+    assert get_dls(folder, levels=32).train.fake_l.num_workers==min(16, defaults.cpus)
+
+def test_a_folder_called_like_a_set_keeps_its_levels(tmp_path):
+    for i in range(3): save(tmp_path/'celebahq256'/f'{i}.png', noise(4, 4, seed=i))
+    assert dls_of(tmp_path/'celebahq256').info.levels==256
+
+# What a run kept
+
+def test_info_of_an_older_run():
+    from pathlib import Path
+    saved = json.loads((Path(__file__).parent.parent/'sdn_nb'/'models'/'digits'/'config.json').read_text())['data']
+    assert DataInfo(**saved)==dls_of('digits').info
+
+def test_embedded_sets_have_no_test_part():
+    for name in 'digits','photos':
+        dls = dls_of(name)
+        assert dls.test is None and dls.info.n_test==0
