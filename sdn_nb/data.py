@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['to_unit', 'to_levels', 'show_images', 'DataInfo', 'TensorImages', 'ToUnit', 'ImageDL', 'FileImages', 'FewerLevels',
-           'get_dls']
+           'Part', 'get_dls']
 
 # %% ../nbs/07_data.ipynb #8e28d16c
 import random
@@ -29,6 +29,7 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 from torchvision.utils import make_grid
 
+from .shapes import Shapes3D, Shapes3DFile, DSpritesFile
 from .formats import read_cifar10, read_fashion_mnist, read_imagenet32
 
 # %% ../nbs/07_data.ipynb #beae1c58
@@ -328,8 +329,35 @@ def _with_levels(sets, info, levels):
     return [None if s is None else FewerLevels(s, int(levels)) for s in sets],replace(info, levels=int(levels))
 
 # %% ../nbs/07_data.ipynb #2e1cb1ee
+class Part:
+    "Some images of a larger set, by their index there."
+    def __init__(self,
+        images, # the larger set, answering an array of indices with a batch
+        index, # which of them, whole numbers
+        flip:bool=False, # may training mirror an image left to right?
+    ): self.images,self.index,self.flip,self.num_workers = images,np.asarray(index),flip,images.num_workers
+    def __len__(self): return len(self.index)
+    def __getitem__(self, i): return self.images[self.index[i]] # (C, H, W), or (B, C, H, W) for a list
+
+# %% ../nbs/07_data.ipynb #02db49b5
+def _factor_images(name, flip, images):
+    "What `_sources` are to give, from a set of pictures with known factors"
+    train,valid = _split(len(images), max(1, min(5000, len(images)//10)), 0)
+    some = images[np.linspace(0, len(images)-1, min(480, len(images))).astype(int)].numpy()
+    info = DataInfo(name, some.shape[1], some.shape[2:], images.n_levels, len(train), len(valid), _sha256(some),
+        f'{len(valid):,} validation images were drawn from all combinations, the same for every seed.', version=' × '.join(f'{n} {k}' for k,n in zip(images.names, images.sizes)))
+    return Part(images, train, bool(flip)),Part(images, valid),None,info
+
+# %% ../nbs/07_data.ipynb #fba9a25e
+def _file_in(path, name): return Path(path or '.')/name if path is None or Path(path).is_dir() else Path(path)
+def _shapes3d(seed, flip, path): return _factor_images('shapes3d', flip, Shapes3D())
+def _3dshapes(seed, flip, path): return _factor_images('3dshapes', flip, Shapes3DFile(_file_in(path, '3dshapes.h5')))
+def _dsprites(seed, flip, path): return _factor_images('dsprites', flip, DSpritesFile(_file_in(path, 'dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz')))
+
+# %% ../nbs/07_data.ipynb #1a1965cc
 # name: function of (seed, flip or None, path or None) that gives the sets for training, validation and test (or None), and a DataInfo
-_sources = dict(digits=_digits, photos=_photos, fashion_mnist=_fashion_mnist, cifar10=_cifar10, imagenet32=_imagenet32, celebahq256=_celebahq256)
+_sources = dict(digits=_digits, photos=_photos, fashion_mnist=_fashion_mnist, cifar10=_cifar10, imagenet32=_imagenet32, celebahq256=_celebahq256,
+    shapes3d=_shapes3d, **{'3dshapes': _3dshapes}, dsprites=_dsprites)
 _default_levels = dict(celebahq256=32) # 5 bits, as in the paper
 
 def _as_folder(name, path=None):
@@ -344,7 +372,7 @@ def _as_folder(name, path=None):
     raise (FileNotFoundError if len(folder.parts)>1 or not isinstance(name, str) else ValueError)(
         f"name_or_folder is {str(name)!r}, which is neither a data set ({', '.join(_sources)}) nor a folder that exists. {hint}")
 
-# %% ../nbs/07_data.ipynb #20bde0c4
+# %% ../nbs/07_data.ipynb #a579176f
 def _open(name, path, size, seed, flip):
     "The sets for training, validation and test (or None), and what they are"
     if not (isinstance(name, str) and name in _sources): return _folder(_as_folder(name, path), size, seed, flip)
@@ -352,12 +380,12 @@ def _open(name, path, size, seed, flip):
     if size is not None and _hw(size)!=info.image_size: raise ValueError(f"size is {size}, but {name} are {info.image_size[0]}x{info.image_size[1]}; only a folder can be resized. Leave size out.")
     return *sets,info
 
-# %% ../nbs/07_data.ipynb #fba9a25e
+# %% ../nbs/07_data.ipynb #2e137d14
 def get_dls(
-    name_or_folder:str|Path, # digits, photos, fashion_mnist, cifar10, imagenet32, celebahq256, or a folder of images
+    name_or_folder:str|Path, # digits, photos, fashion_mnist, cifar10, imagenet32, celebahq256, shapes3d, 3dshapes, dsprites, or a folder of images
     bs:int=64, # images in a batch
     *,
-    path:str|Path=None, # of a named set: the folder of its files, None for the usual places; of a folder: where it is looked for, None for the working directory
+    path:str|Path=None, # of a named set: the folder of its files (of 3dshapes and dsprites: or the file), None for the usual places; of a folder: where it is looked for, None for the working directory
     seed:int=0, # decides order and mirroring of training images and, for a folder without train/, the split; 0 to 2**32-1
     size=None, # pixels, N or (H, W), to which a folder's images are resized and cropped; None: they all have one size already
     levels:int=None, # how many of 256 levels are kept, a power of two; None: all, but 32 for celebahq256
