@@ -2,9 +2,8 @@
 import math, pickle, sys
 
 import h5py, numpy as np, pytest, torch
-from sdn_nb.data import get_dls
 from sdn_nb import shapes
-from sdn_nb.data import ImageDL, ToUnit
+from sdn_nb.data import ImageDL, ToUnit, get_dls
 from sdn_nb.shapes import DSpritesFile, FactorImages, Shapes3D, Shapes3DFile, Sprites
 from torch.utils.data import DataLoader
 
