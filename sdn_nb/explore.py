@@ -325,7 +325,7 @@ def _run_dls(folder):
     only = 'Only samples of the model can be explored: '
     training = json.loads((folder/'config.json').read_text()).get('training')
     if not training: return None,only+'its config.json does not say which images it was trained with.'
-    try: return get_dls(training['dataset'], bs=1, seed=training['seed'], size=training['size'], device='cpu'),''
+    try: return get_dls(training['dataset'], bs=1, seed=training['seed'], size=training['size'], path=training.get('path'), device='cpu'),''
     except Exception as e: return None,f'{only}its images can\'t be opened ({type(e).__name__}: {e}).'
 
 # %% ../nbs/12_explore.ipynb #e0efa4a9

@@ -22,7 +22,7 @@ def gated_residual(
 )->Tensor:     # new state, (B, h, H, W)
     "Mix the state with new values by a gate (paper, Section 4 and Fig. 4b)"
     v,g = vg.chunk(2, 1)
-    return torch.lerp(x, v, torch.sigmoid(g-1))
+    return torch.lerp(x.to(v.dtype), v, torch.sigmoid(g-1))
 
 # %% ../nbs/04_ladder.ipynb #45c8664d
 class Rung(NamedTuple):

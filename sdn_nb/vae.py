@@ -119,6 +119,7 @@ def _plan(cfg):
 # %% ../nbs/05_vae.ipynb #162c0327
 class SDNVAE(nn.Module):
     "Hierarchical VAE with ResSDN layers on the way down (paper, Section 4 and Fig. 1b); calling it on images (B, C, H, W) in [-1, 1] gives a `VAEOutput`"
+    Config = VAEConfig
     def __init__(self,
         config:VAEConfig, # definition of the model
     ):
@@ -368,12 +369,12 @@ def save_pretrained(self:SDNVAE,
     return folder
 
 # %% ../nbs/05_vae.ipynb #fbb9797e
-def _read_config(file):
-    "The configuration in a config.json, or a ValueError that names the file"
+def _read_config(file, kind):
+    "The configuration of a `kind` of model in a config.json, or a ValueError that names the file"
     try:
         section = json.loads(file.read_text())['model']
-        if unknown := set(section)-{f.name for f in fields(VAEConfig)}: raise ValueError(f"has fields that this version does not know: {sorted(unknown)}")
-        return VAEConfig(**section)
+        if unknown := set(section)-{f.name for f in fields(kind)}: raise ValueError(f"has fields that this version does not know: {sorted(unknown)}")
+        return kind(**section)
     except (ValueError,TypeError,KeyError) as e: raise ValueError(f"from_pretrained: {file} does not define a model ({type(e).__name__}: {e}).") from e
 
 # %% ../nbs/05_vae.ipynb #07d28e14
@@ -401,7 +402,7 @@ def from_pretrained(cls:SDNVAE,
     config,weights = (folder/f for f in ('config.json','model.safetensors'))
     for f in (config,weights):
         if not f.is_file(): raise FileNotFoundError(f"from_pretrained: no {f.name} in {folder}. It must be a folder written by save_pretrained or sdn_train.")
-    model = cls(_read_config(config)).to(device)
+    model = cls(_read_config(config, cls.Config)).to(device)
     try: model.load_state_dict(load_file(weights, device=str(device)))
     except (SafetensorError,RuntimeError) as e: raise ValueError(f"from_pretrained: {weights} is damaged or not of the model in {config.name} ({str(e).splitlines()[0]}).") from e
     return model.eval()

@@ -11,7 +11,7 @@ import sdn_nb
 from sdn_nb.vae import SDNVAE
 
 FILES = {'config.json', 'model.safetensors', 'history.csv', 'checkpoint.pt', 'evaluation.json', 'samples.png', 'reconstructions.png', 'learning_curve.png'}
-OPTIONS = dict(sdn_train='--preset --epochs --bs --lr --size --seed --no-sdn --out --resume --overwrite', sdn_sample='--n --temperature --seed --out')
+OPTIONS = dict(sdn_train='--preset --epochs --bs --lr --path --size --seed --no-sdn --fp16 --bf16 --accumulate --warmup --minutes --sample_every --recompute --tensorboard --wandb --out --resume --overwrite', sdn_sample='--n --temperature --seed --out', sdn_eval='--samples --split --seed --bs --device', sdn_explore='--port --no-browser')
 os.environ['PYTHONPATH'] = os.pathsep.join([str(Path(sdn_nb.__file__).parents[1]), os.environ.get('PYTHONPATH', '')])
 server = multiprocessing.get_context('forkserver')           # imports torch and fastai once for all commands
 server.set_forkserver_preload(['sdn_nb.cli'])
@@ -77,7 +77,7 @@ def spoilt(folder, name, data):
 def half(file): return file.read_bytes()[:file.stat().st_size//2]
 def a_run(work, **sections):
     settings = dict(dataset='digits', preset='digits', epochs=2, bs=512, lr=1e-2, ema=.995, seed=0, sdn=True, size=None)
-    SDNVAE.from_preset('digits').save_pretrained(work/'a', **(sections or dict(training=settings)))
+    SDNVAE.from_preset('digits').save_pretrained(work/'a', **(sections or dict(training=settings, data={})))
     spoilt(work/'a', 'checkpoint.pt', b'PK')
 
 def refused(work, *argv, words):
@@ -107,6 +107,11 @@ def bad(line, words, make=lambda work: None): return pytest.param(line, words, m
     bad('sdn_train --resume', ['runs/digits has no checkpoint']),
     bad('sdn_train --resume --out a', ['a/config.json'], lambda w: a_run(w, data={})),
     bad('sdn_train --epochs 0', ['epochs']), bad('sdn_train --epochs -3', ['epochs']),
+    bad('sdn_train --fp16 --bf16', ['--fp16 and --bf16 exclude each other']),
+    bad('sdn_train --accumulate 0', ['--accumulate must be at least 1']), bad('sdn_train --warmup -1', ['--warmup must be zero or more']),
+    bad('sdn_train --minutes nan', ['--minutes must be zero or more']), bad('sdn_train --sample_every -1', ['--sample_every must be zero or more']),
+    bad('sdn_train --resume --bf16 --out a', ["precision was 'fp32' and 'bf16' is asked for"], a_run),
+    bad('sdn_train --resume --accumulate 2 --out a', ['accumulate was 1 and 2 is asked for'], a_run),
     bad('sdn_train --bs 0', ['bs is 0']), bad('sdn_train --lr nan', ['--lr must be']), bad('sdn_train --lr 0', ['--lr must be']),
     bad('sdn_train --seed -1', ['seed is -1']), bad('sdn_train --size 16', ['only a folder can be resized']),
     bad('sdn_sample none', ['no config.json in none']),
@@ -165,7 +170,47 @@ def test_stopped_in_the_second_epoch_and_resumed(work, whole, sig):
 
 def test_stopped_in_the_first_epoch_leaves_nothing(work):
     code,_,err = run(work, 'sdn_train', '--bs', 512, trip=('torch.optim.Adamax.step', 1, signal.SIGINT))
-    assert (code,err)==(1,'\nstopped before the first epoch was saved\n') and not tree(work)
+    assert (code,err)==(1,'\nstopped before anything was saved\n') and not tree(work)
+
+@pytest.mark.parametrize('n', [2, 7], ids=['first epoch','second epoch'])
+def test_killed_in_the_middle_of_an_epoch(work, n):
+    "Files read by two workers, five batches an epoch, and a checkpoint after each"
+    pngs(work/'grey')
+    args = 'grey',*quick,'--bs',2,'--accumulate',2,'--warmup',.5,'--minutes',0,'--sample_every',1
+    trained(work, *args, '--out', 'whole')
+    assert run(work, 'sdn_train', *args, '--out', 'a', trip=('torch.optim.Adamax.step', n//2, signal.SIGKILL))[0]==-signal.SIGKILL
+    done = torch.load(work/'a'/'checkpoint.pt', weights_only=True)
+    assert done['done']==n%5+1-n//5 and done['epoch']==n//5
+    trained(work, '--resume', '--out', 'a')
+    assert weights(work/'a')==weights(work/'whole') and history(work/'a')==history(work/'whole')
+
+def test_what_has_no_part_in_the_result_may_change(work, whole):
+    shutil.copytree(whole/'a', work/'a')
+    trained(work, '--resume', '--epochs', 3, '--minutes', 1, '--sample_every', 1, '--out', 'a')
+    assert (work/'a/samples_epoch_003.png').exists()
+    assert {k: v for k,v in json.loads((work/'a/config.json').read_text())['training'].items() if k in ('epochs','minutes','sample_every')}==dict(epochs=3, minutes=1, sample_every=1)
+
+def test_half_precision(work):
+    pngs(work/'grey')
+    trained(work, 'grey', *quick, '--bf16', '--out', 'a')
+    assert json.loads((work/'a/config.json').read_text())['training']['precision']=='bf16' and len(history(work/'a'))==3
+
+def test_overwrite_removes_pictures_and_curves_of_the_older_run(work, whole):
+    pngs(work/'grey'); shutil.copytree(whole/'a', work/'a'); (work/'a/tensorboard').mkdir()
+    for f in 'samples_epoch_900.png','samples_epoch_x.png','tensorboard/events.out.1','tensorboard/mine': (work/'a'/f).write_text('old')
+    trained(work, 'grey', *quick, '--overwrite', '--out', 'a')
+    assert [(work/'a'/f).exists() for f in ('samples_epoch_900.png','samples_epoch_x.png','tensorboard/events.out.1','tensorboard/mine')]==[False,True,False,True]
+
+def test_curves_for_tensorboard(work):
+    pytest.importorskip('tensorboard')
+    pngs(work/'grey')
+    trained(work, 'grey', *quick, '--tensorboard', '--out', 'a')
+    assert list((work/'a/tensorboard').glob('events.out.*'))
+
+def test_broken_training_ends_in_one_line(work):
+    pngs(work/'grey')
+    code,_,err = run(work, 'sdn_train', 'grey', '--preset', 'digits', '--epochs', 30, '--lr', 1e30, '--out', 'a')
+    assert code==1 and re.fullmatch(r'error: Guard: 20 steps in a row [^\n]+ is not finite\. Go on [^\n]+\n', err.splitlines(True)[-1]), err
 
 def killed(work, n, function='os.replace'):
     pngs(work/'grey')
