@@ -114,7 +114,7 @@ def bad(line, words, make=lambda work: None): return pytest.param(line, words, m
     bad('sdn_train --resume --accumulate 2 --out a', ['accumulate was 1 and 2 is asked for'], a_run),
     bad('sdn_train --bs 0', ['bs is 0']), bad('sdn_train --lr nan', ['--lr must be']), bad('sdn_train --lr 0', ['--lr must be']),
     bad('sdn_train --seed -1', ['seed is -1']), bad('sdn_train --size 16', ['only a folder can be resized']),
-    bad('sdn_sample none', ['no config.json in none']),
+    bad('sdn_sample none', ["no folder 'none'"]),
     bad('sdn_sample a --n 0', ['--n must be at least 1'], a_run),
     bad('sdn_sample a --temperature -1', ['temperature'], a_run), bad('sdn_sample a --temperature nan', ['temperature'], a_run),
     bad('sdn_sample a --seed 99999999999999999999', ['seed'], a_run),

@@ -7,7 +7,7 @@ from sdn_nb.evaluation import elbo_bpd, iw_bpd
 from sdn_nb.vae import SDNVAE
 from test_cli import pngs, quick, refused, run, spoilt, trained, tree
 
-results = Path(__file__).parent.parent/'results'/'digits'
+results = Path(__file__).parent.parent/'sdn_nb'/'models'/'digits'
 def figures(folder): return json.loads((folder/'evaluation.json').read_text())
 
 @pytest.fixture(scope='module')
@@ -89,7 +89,7 @@ def test_run_of_an_older_version(work):
 def damaged(work, file, old, new): (work/'a'/file).write_text((work/'a'/file).read_text().replace(old, new))
 
 @pytest.mark.parametrize('line,words,make', [
-    ('none', ['no config.json in none'], None), ('a --split train', ['--split must be valid or test, got train'], None),
+    ('none', ["no folder 'none'"], None), ('a --split train', ['--split must be valid or test, got train'], None),
     ('a --samples 0', ['--samples must be at least 1, got 0'], None), ('a --bs -1', ['--bs must be at least 1, got -1'], None), ('a --seed -1', ['--seed must be'], None),
     ('a --split test', ['no test part', '--split valid'], None), ('a --device abacus', ['--device abacus'], None), ('a --device cuda:99', ['--device cuda:99'], None),
     ('a', ['config.json', "KeyError: 'training'"], lambda w: SDNVAE.from_pretrained(w/'a').save_pretrained(w/'a')),
