@@ -20,7 +20,7 @@ import fastai,torch,sdn_nb
 from fastai.torch_core import default_device,rank_distrib,set_seed
 from fastcore.docments import docments
 from .vae import SDNVAE,PRESETS,_preset,atomic,model_folder,training_memory
-from .data import DataInfo,get_dls,show_images
+from .data import DataInfo,get_dls,show_images,_sources
 from .training import vae_learner,RunFolder,SamplePictures,RECIPES,save_samples,_picture,_n_processes,tensorboard_logger,wandb_logger,distribute
 from .explore import serve
 from .evaluation import elbo_bpd,elbo_estimate,histogram_bpd,iw_bpd
@@ -100,7 +100,7 @@ def _settings(dataset, given, saved=None):
         if changed: raise ValueError("sdn_train: --resume goes on with the run's own settings, but " +
             ', '.join(f'{k} was {saved[k]!r} and {given[k]!r} is asked for' for k in changed) + ". Leave them out, or start another run with --out.")
         return saved|given
-    name = given.get('dataset', 'digits')
+    name = given.get('dataset', given.get('preset') if given.get('preset') in _sources else 'digits')
     preset = given.get('preset', name if name in PRESETS else 'photos')
     _preset(preset)                                                     # a wrong name is refused here
     recipe = RECIPES[preset]
@@ -226,7 +226,7 @@ def train(
 # %% ../nbs/13_cli.ipynb #cc11deee
 @command('dataset')
 def sdn_train(
-    dataset:str=None,     # digits, photos, shapes3d, fashion_mnist, cifar10, imagenet32, celebahq256, or a folder of images; digits if left out
+    dataset:str=None,     # digits, photos, shapes3d, fashion_mnist, cifar10, imagenet32, celebahq256, or a folder of images; that of the preset's name if left out, else digits
     preset:str=None,      # model and recipe, see SDNVAE.from_preset; that of the data set's name if left out, else photos
     epochs:int=None,      # passes over the training images; the preset's if left out
     bs:int=None,          # images in a batch; the preset's if left out
@@ -249,7 +249,7 @@ def sdn_train(
     overwrite:bool=False, # replace an existing run
 ):
     "Train an SDN-VAE. The run's folder gets config.json, model.safetensors, history.csv, checkpoint.pt and pictures."
-    run = Path(out or f'runs/{Path(dataset or "digits").resolve().name}')
+    run = Path(out or f'runs/{Path(dataset or preset or "digits").resolve().name}')
     with _plain_errors(run):
         _check_folder(run, resume, overwrite)
         saved,data = _saved(run) if resume else (None,None)
