@@ -7,7 +7,7 @@ __all__ = ['published', 'loop', 'floor', 'seconds', 'in_turn', 'saved_bytes', 'm
            'growth_shapes', 'sdn_bench']
 
 # %% ../nbs/14_bench.ipynb #a0bdece8
-import itertools,json,platform,sys,time
+import itertools,json,platform,shlex,sys,time
 from contextlib import nullcontext
 from statistics import median
 import torch
@@ -244,7 +244,7 @@ def _print(row):
 # %% ../nbs/14_bench.ipynb #e8c9a913
 def _write(path, device, rows, layers):
     "What was measured, with what is needed to repeat it"
-    about = dict(command=' '.join(['sdn_bench',*sys.argv[1:]]), device=torch.cuda.get_device_name() if device=='cuda' else f'{platform.machine()} CPU, {torch.get_num_threads()} threads',
+    about = dict(command=shlex.join(['sdn_bench',*sys.argv[1:]]), device=torch.cuda.get_device_name() if device=='cuda' else f'{platform.machine()} CPU, {torch.get_num_threads()} threads',
                  sdn_nb=sdn_nb.__version__, torch=torch.__version__, python=platform.python_version())
     with atomic(path) as tmp: tmp.write_text(json.dumps(about|dict(rows=rows, layers=layers), indent=1))
 

@@ -6,7 +6,7 @@
 __all__ = ['ARCHS', 'Cell', 'cell_config', 'run_cell', 'run_grid', 'sdn_grid', 'read_grid', 'draw_metric', 'draw_curves']
 
 # %% ../nbs/15_disentangle_grid.ipynb #b43948c8
-import json,math,platform,sys,time
+import json,math,platform,shlex,sys,time
 from dataclasses import asdict,dataclass,replace
 from itertools import product
 from pathlib import Path
@@ -197,7 +197,7 @@ def sdn_grid(
     settings = dict(data=data, iterations=iterations, anneal=anneal, bs=bs, lr=lr, z=z, features=features, n_directions=n_directions, scale=scale, likelihood=likelihood, every=every, trials=trials)
     with _plain_errors():
         lists = dict(archs=archs.split(), betas=_numbers('betas', betas, float), seeds=_numbers('seeds', seeds, int))
-        try: files = run_grid(out, path=path, device=device, command=' '.join(['sdn_grid',*sys.argv[1:]]), **lists, **settings)
+        try: files = run_grid(out, path=path, device=device, command=shlex.join(['sdn_grid',*sys.argv[1:]]), **lists, **settings)
         except KeyboardInterrupt: sys.exit(f'\nstopped; the cells that are done lie in {out}, and the same command goes on')
     print(f'{len(files)} cells in {out}')
 
