@@ -107,15 +107,15 @@ class _Cell(NamedTuple):
     half:bool          # whether products have bf16 operands
 
 # %% ../nbs/00_scan.ipynb #02440ebf
-def _cell(weight_ih, weight_hh, bias_ih, bias_hh, operand):
-    "Arrange parameters in the layout of `torch.nn.GRUCell`, weights in the type `operand`"
+def _cell(weight_ih, weight_hh, bias_ih, bias_hh, operand, there=True, back=True):
+    "Arrange parameters in the layout of `torch.nn.GRUCell`, weights in the type `operand`, for the way there, the way back, or both"
     C = weight_hh.shape[1]
     w,hidden = weight_ih.to(operand),weight_hh.to(operand).roll(C,0)
     b_i,b_h = _wide(bias_ih),_wide(bias_hh).roll(C)
     bias = torch.cat([b_h, b_i[2*C:]])
     bias[C:3*C] += b_i[:2*C]
-    there = w.t().contiguous()
-    return _Cell(there, there.split(C), w, torch.stack(w.split(C,1)).unbind(), hidden, hidden.t().contiguous(), bias, operand==torch.bfloat16)
+    w_t = w.t().contiguous() if there else w.new_empty(0)
+    return _Cell(w_t, w_t.split(C), w, torch.stack(w.split(C,1)).unbind() if back else (), hidden, hidden.t().contiguous() if there else hidden.t(), bias, operand==torch.bfloat16)
 
 # %% ../nbs/00_scan.ipynb #737d63ad
 def _hoist(gates, x, cell):
@@ -211,7 +211,7 @@ def _torch_forward(x, weight_ih, weight_hh, bias_ih, bias_hh, direction, keep):
     Y,first = torch.empty_like(X),-1 if _reversed(direction) else 0
     if X.numel():
         Y[first] = X[first]
-        _sweep(X, Y, saved[0] if keep else _scratch(X, direction), _cell(weight_ih, weight_hh, bias_ih, bias_hh, _operand(x, x.shape[1])), direction, keep)
+        _sweep(X, Y, saved[0] if keep else _scratch(X, direction), _cell(weight_ih, weight_hh, bias_ih, bias_hh, _operand(x, x.shape[1]), back=False), direction, keep)
     return _map(Y.to(x.dtype), direction),saved
 
 # %% ../nbs/00_scan.ipynb #7e5718f5
@@ -299,7 +299,7 @@ def _torch_backward(dy, x, y, saved, weight_ih, weight_hh, bias_ih, bias_hh, dir
     X,Y,D,C = *(_wide(_lines(t, direction)) for t in (x,y,dy)),x.shape[1]
     if D.untyped_storage().data_ptr()==dy.untyped_storage().data_ptr(): D = D.clone()
     d_ih,d_hh,d_bias = X.new_zeros(3*C,3*C),X.new_zeros(C,3*C),X.new_zeros(4*C)
-    if X.numel(): _walk_back(X, Y, D, saved[0] if saved else None, _cell(weight_ih, weight_hh, bias_ih, bias_hh, _operand(x, C)), [*d_ih.split(C),d_hh,d_bias], direction)
+    if X.numel(): _walk_back(X, Y, D, saved[0] if saved else None, _cell(weight_ih, weight_hh, bias_ih, bias_hh, _operand(x, C), there=not saved), [*d_ih.split(C),d_hh,d_bias], direction)
     grads = d_ih.t().contiguous(),d_hh.t().roll(-C,0),d_bias[C:].clone(),d_bias[:3*C].roll(-C)
     return _map(D.to(x.dtype), direction),*(g.to(w.dtype) for g,w in zip(grads, (weight_ih,weight_hh,bias_ih,bias_hh)))
 
@@ -412,7 +412,7 @@ def _autocast(x, *params):
     return x
 
 # %% ../nbs/00_scan.ipynb #a4ff3758
-_FEW = 6
+_FEW = {True: 6, False: 12} # lines, with a way back and without one
 
 # %% ../nbs/00_scan.ipynb #663fb7f4
 def _few_lines(x, *params_and_direction):
@@ -430,21 +430,11 @@ def _window(line, outside):
     return torch.cat([line[:-2], line[1:-1], line[2:]], -1).flatten(0,1)
 
 # %% ../nbs/00_scan.ipynb #88546def
-def _is_few(x, lines, recompute, backend):
+def _is_few(x, lines, keep, recompute, backend):
     "Whether the plain loop serves `x` best"
-    return backend is None and lines<=_FEW and not recompute and x.device.type=='cpu' and x.dtype in (torch.float32,torch.float64) and x.numel()>0
+    return backend is None and lines<=_FEW[keep] and not recompute and x.device.type=='cpu' and x.dtype in (torch.float32,torch.float64) and x.numel()>0
 
 # %% ../nbs/00_scan.ipynb #78fa4517
-class _OneLine(torch.autograd.Function):
-    "A copy of a map with one line; zeros for the gradients of the parameters"
-    @staticmethod
-    def forward(ctx, x, *params):
-        ctx.save_for_backward(*params)
-        return x.clone()
-    @staticmethod
-    def backward(ctx, dy): return dy,*(torch.zeros_like(p) if n else None for p,n in zip(ctx.saved_tensors, ctx.needs_input_grad[1:]))
-
-# %% ../nbs/00_scan.ipynb #15a8388b
 class _ToLines(torch.autograd.Function):
     "Arrange a map as lines; its gradient comes back channels_last"
     @staticmethod
@@ -452,13 +442,13 @@ class _ToLines(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy): return dy.contiguous(memory_format=torch.channels_last),None
 
-# %% ../nbs/00_scan.ipynb #5926051f
+# %% ../nbs/00_scan.ipynb #c9cd5e41
 def _in_lines(x, direction):
     "`x`, in memory as the lines of a sweep"
     swept = x.stride(1)==1 and x.stride(0)==x.shape[1]           # it comes from a sweep, of whichever axis
     return _map(_lines(x, direction), direction) if swept or not x.requires_grad else _ToLines.apply(x, direction)
 
-# %% ../nbs/00_scan.ipynb #d80416a5
+# %% ../nbs/00_scan.ipynb #15a8388b
 def scan(
     x:Tensor,         # feature map, (B, C, H, W)
     weight_ih:Tensor, # weights of the three neighbours, (3C, 3C), gates r, z, n; columns i-1, i, i+1
@@ -473,7 +463,7 @@ def scan(
     _check(x, weight_ih, weight_hh, bias_ih, bias_hh, direction)
     chosen,lines = _choose(x, backend),x.shape[3 if _sideways(direction) else 2]
     x = _autocast(x, weight_ih, weight_hh, bias_ih, bias_hh)
-    if lines==1: return _OneLine.apply(x, weight_ih, weight_hh, bias_ih, bias_hh)
-    if _is_few(x, lines, recompute, backend): return _few_lines(x, weight_ih, weight_hh, bias_ih, bias_hh, direction)
+    if lines==1: return x.clone() # the first line is kept, and there is no other
     keep = not recompute and torch.is_grad_enabled() and any([t.requires_grad for t in (x, weight_ih, weight_hh, bias_ih, bias_hh)])
+    if _is_few(x, lines, keep, recompute, backend): return _few_lines(x, weight_ih, weight_hh, bias_ih, bias_hh, direction)
     return _scan(_in_lines(x, direction), weight_ih, weight_hh, bias_ih, bias_hh, direction, keep, chosen)[0]

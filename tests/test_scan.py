@@ -266,15 +266,6 @@ def test_another_backend_is_chosen_and_served():
 def test_errors(wrong, message):
     with pytest.raises(ValueError, match=message): wrong(torch.randn(2,3,8,9), cell(3))
 
-@pytest.mark.parametrize('size', [(1,1),(4,1)])
-def test_one_line_gives_zero_gradients(size):
-    "Where nothing is swept the parameters still have a gradient"
-    x,params = torch.randn(2,3,*size,requires_grad=True),[p.detach().requires_grad_() for p in cell(3)]
-    y = scan(x, *params, 'right')
-    y.backward(dy := torch.randn_like(y))
-    assert torch.equal(y, x) and torch.equal(x.grad, dy)
-    for p in params: assert torch.equal(p.grad, torch.zeros_like(p))
-
 @pytest.mark.parametrize('direction', DIRECTIONS)
 def test_gradient_lies_as_its_neighbours_want_it(direction):
     "channels_last where the map came from a layer, lines where it came from another sweep"

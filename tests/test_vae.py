@@ -50,9 +50,9 @@ def test_presets_train(name, sdn): train_one_step(replace(PRESETS[name], sdn=sdn
 @pytest.mark.parametrize('sdn', [True, False], ids=['sdn','conv'])
 @pytest.mark.parametrize('name', ['cifar10','imagenet32','celebahq256','home32'])
 def test_large_presets_train_shrunken(name, sdn):
-    "The same blocks, halvings, directions, mixture and bits; fewer features, and for CelebA-HQ a quarter of the scales"
+    "The same blocks, halvings, directions, mixture and bits; fewer features, and for CelebA-HQ half of the scales"
     cfg = PRESETS[name]
-    n = 4 if max(cfg.image_size)>64 else 1
+    n = 2 if max(cfg.image_size)>64 else 1
     train_one_step(replace(cfg, sdn=sdn, h=8, z=2, context=4, features=12, features_step=cfg.features_step//32, max_scale=cfg.max_scale//n, image_size=tuple(s//n for s in cfg.image_size)))
 
 def test_presets_are_those_of_the_paper():
@@ -152,7 +152,7 @@ def test_encode_is_what_a_forward_pass_draws(model):
     x,draws = images(small),[]
     for f in (lambda: model(x).z, lambda: model.encode(x)):
         torch.manual_seed(5); draws.append(f())
-    for a,b in zip(*draws): assert torch.equal(a, b)
+    for a,b in zip(*draws): assert_close(a, b)  # with gradients and without, sweeps over 7 to 12 lines take different roads
     one,same,other = (model.encode(x, seeded(s)) for s in (1,1,2))
     for a,b,c in zip(one, same, other): assert torch.equal(a, b) and not torch.equal(a, c)
     assert not any(v.requires_grad for v in one)
