@@ -19,7 +19,7 @@ from fastcore.foundation import L
 from .scan import DIRECTIONS
 from .layers import SDNLayer
 from .distributions import Likelihood,DiscretizedLogistic,Bernoulli,gaussian,draw
-from .vae import SDNVAE,VAEOutput
+from .vae import SDNVAE,VAEOutput,_checker,_fits,_tuples
 
 # %% ../nbs/06_betavae.ipynb #739dda43
 def beta_loss(
@@ -43,11 +43,10 @@ _likelihoods = dict(logistic=DiscretizedLogistic, bernoulli=Bernoulli, gaussian=
 # %% ../nbs/06_betavae.ipynb #869f37d5
 def _validate(cfg):
     "Raise a ValueError that names the field which does not fit"
-    def check(ok, name, allowed):
-        if not ok: raise ValueError(f"BetaVAEConfig: `{name}` must be {allowed}, got {getattr(cfg, name)!r}.")
+    check = _checker(cfg)
     whole = lambda *vs: all(type(v) is int for v in vs)
     check(isinstance(cfg.image_size, tuple) and len(cfg.image_size)==2 and whole(*cfg.image_size) and min(cfg.image_size)>0, 'image_size', 'a pair of positive integers (height, width)')
-    fits = tuple(-(-s//16)*16 for s in cfg.image_size)
+    fits = _fits(cfg.image_size, 4)
     check(fits==cfg.image_size, 'image_size', f'divisible by 16, since four layers halve the map; the next size that fits is {fits}')
     for name in ('channels','z','features'): check(whole(getattr(cfg, name)) and getattr(cfg, name)>0, name, 'a positive integer')
     check(whole(cfg.levels) and 2<=cfg.levels<=256, 'levels', 'an integer from 2 to 256')
@@ -74,8 +73,7 @@ class BetaVAEConfig:
     beta:float=1.              # weight of the divergence, when annealing is over
 
     def __post_init__(self):
-        for name in ('image_size','sdn_scales'):                        # lists, when read from JSON
-            if isinstance(v := getattr(self, name), list): object.__setattr__(self, name, tuple(v))
+        _tuples(self, 'image_size', 'sdn_scales')
         _validate(self)
 
 # %% ../nbs/06_betavae.ipynb #7a56e0d9

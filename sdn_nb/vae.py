@@ -61,10 +61,21 @@ def _fits(size, n_halvings):
     return tuple(-(-s//unit)*unit for s in size)
 
 # %% ../nbs/05_vae.ipynb #12bce11a
+def _tuples(cfg, *names):
+    "Turn fields that are lists, as JSON has them, into tuples"
+    for name in names:
+        if isinstance(v := getattr(cfg, name), list): object.__setattr__(cfg, name, tuple(v))
+
+def _checker(cfg):
+    "A function that raises a ValueError which names the field of `cfg` that does not fit"
+    def check(ok, name, allowed):
+        if not ok: raise ValueError(f"{type(cfg).__name__}: `{name}` must be {allowed}, got {getattr(cfg, name)!r}.")
+    return check
+
+# %% ../nbs/05_vae.ipynb #a0134aa2
 def _validate(cfg):
     "Raise a ValueError that names the field which does not fit"
-    def check(ok, name, allowed):
-        if not ok: raise ValueError(f"VAEConfig: `{name}` must be {allowed}, got {getattr(cfg, name)!r}.")
+    check = _checker(cfg)
     whole = lambda *vs: all(type(v) is int for v in vs)
     for name in ('image_size','downsample'): check(isinstance(getattr(cfg, name), tuple), name, 'a tuple of integers')
     check(len(cfg.image_size)==2 and whole(*cfg.image_size) and min(cfg.image_size)>0, 'image_size', 'a pair of positive integers (height, width)')
@@ -78,7 +89,7 @@ def _validate(cfg):
     fits = _fits(cfg.image_size, len(cfg.downsample))
     check(fits==cfg.image_size, 'image_size', f'divisible by {2**len(cfg.downsample)}, since {len(cfg.downsample)} blocks halve the map; the next size that fits is {fits}')
 
-# %% ../nbs/05_vae.ipynb #a0134aa2
+# %% ../nbs/05_vae.ipynb #d2ce7e14
 @dataclass(frozen=True)
 class VAEConfig:
     "Definition of an `SDNVAE` (paper, Section 4 and appendix); raises `ValueError` where it can't be built"
@@ -101,11 +112,10 @@ class VAEConfig:
     free_bits:float=.01         # nats that each block may spend for nothing in training
 
     def __post_init__(self):
-        for name in ('image_size','downsample'):                        # lists, when read from JSON
-            if isinstance(v := getattr(self, name), list): object.__setattr__(self, name, tuple(v))
+        _tuples(self, 'image_size', 'downsample')
         _validate(self)
 
-# %% ../nbs/05_vae.ipynb #8c084f80
+# %% ../nbs/05_vae.ipynb #10ece6ef
 def _plan(cfg):
     "(downsample, features or None, directions_a, directions_b) for each block, bottom first; the directions that come next"
     plan,scale,features,turns = [],max(cfg.image_size),cfg.features,cycle(DIRECTIONS)
@@ -116,7 +126,7 @@ def _plan(cfg):
         if halve: scale,features = scale//2, max(min(50, features), features-cfg.features_step) if sweeps else features
     return plan,tuple(islice(turns, 4))
 
-# %% ../nbs/05_vae.ipynb #162c0327
+# %% ../nbs/05_vae.ipynb #99ebbc4d
 class SDNVAE(nn.Module):
     "Hierarchical VAE with ResSDN layers on the way down (paper, Section 4 and Fig. 1b); calling it on images (B, C, H, W) in [-1, 1] gives a `VAEOutput`"
     Config = VAEConfig
@@ -133,7 +143,7 @@ class SDNVAE(nn.Module):
         self.last = ResSDN(cfg.h, n_out, cfg.features, last_turn) if sweeps else nn.Conv2d(cfg.h, n_out, 3, padding=1)
         self.apply(_init_conv)
 
-# %% ../nbs/05_vae.ipynb #99ebbc4d
+# %% ../nbs/05_vae.ipynb #e4ba4b07
 def _init_conv(m):
     "Orthogonal start, zero bias and weight norm over each output channel"
     if not isinstance(m, (nn.Conv2d,nn.ConvTranspose2d)): return
@@ -141,13 +151,13 @@ def _init_conv(m):
     nn.init.zeros_(m.bias)
     weight_norm(m, dim=1 if isinstance(m, nn.ConvTranspose2d) else 0)
 
-# %% ../nbs/05_vae.ipynb #ad46bbdb
+# %% ../nbs/05_vae.ipynb #58044dea
 @patch
 def _run(self:SDNVAE, block, *args):
     "Call a block's `up` or `down`, to be computed again on the way back if so wished"
     return checkpoint(block, *args, use_reentrant=False) if self.recompute and torch.is_grad_enabled() else block(*args)
 
-# %% ../nbs/05_vae.ipynb #ae2b4e58
+# %% ../nbs/05_vae.ipynb #dec0378e
 @patch
 def _up(self:SDNVAE, x):
     "Posterior parameters of each block, top first, and the size of the top map"
@@ -157,7 +167,7 @@ def _up(self:SDNVAE, x):
         q_ups.append(q)
     return q_ups[::-1],q.shape[2:]
 
-# %% ../nbs/05_vae.ipynb #dec0378e
+# %% ../nbs/05_vae.ipynb #cc0af9d9
 @patch
 def _temperatures(self:SDNVAE, temperature):
     "One temperature for each block, top first, from one for all or from a sequence"
@@ -166,7 +176,7 @@ def _temperatures(self:SDNVAE, temperature):
     if len(ts)!=n or not all(0<=t<math.inf for t in ts): raise ValueError(f"SDNVAE: `temperature` must be zero or more, one number for all blocks or {n} of them, top first, got {temperature}.")
     return ts
 
-# %% ../nbs/05_vae.ipynb #cc0af9d9
+# %% ../nbs/05_vae.ipynb #af3d3ee5
 @patch
 def _down(self:SDNVAE, n, size, q_ups=(), zs=(), temperature=1., generator=None, sampled=False):
     "Likelihood, divergences (n, n_blocks) and latent variables, for what is given of posteriors and latents, top first"
@@ -178,7 +188,7 @@ def _down(self:SDNVAE, n, size, q_ups=(), zs=(), temperature=1., generator=None,
     cfg = self.config
     return LIKELIHOODS[cfg.likelihood](self.last(F.elu(x)), cfg.channels, cfg.mix, cfg.levels),torch.stack(kls, 1),z_list
 
-# %% ../nbs/05_vae.ipynb #af3d3ee5
+# %% ../nbs/05_vae.ipynb #a318d995
 @patch
 def _check_images(self:SDNVAE, x):
     "Refuse what is not a batch of images of this model"
@@ -187,7 +197,7 @@ def _check_images(self:SDNVAE, x):
     if x.shape[1]!=C: raise ValueError(f"SDNVAE: images must have {C} channels, got {x.shape[1]}. Convert them, or build the model with channels={x.shape[1]}.")
     if (fits := _fits(x.shape[2:], n))!=tuple(x.shape[2:]): raise ValueError(f"SDNVAE: height and width must be divisible by {2**n}, got {tuple(x.shape[2:])}. Pad or resize to {fits}.")
 
-# %% ../nbs/05_vae.ipynb #a318d995
+# %% ../nbs/05_vae.ipynb #0876518a
 @patch
 def forward(self:SDNVAE,
     x:Tensor, # images, (B, C, H, W) in [-1, 1], on the grid of levels
@@ -198,7 +208,7 @@ def forward(self:SDNVAE,
     likelihood,kl,z = self._down(len(x), size, q_ups)
     return VAEOutput(likelihood.log_prob(x).sum((1,2)), kl, z)
 
-# %% ../nbs/05_vae.ipynb #a70b25d7
+# %% ../nbs/05_vae.ipynb #41a7edb9
 @patch
 def log_weights(self:SDNVAE,
     x:Tensor,                       # images, (B, C, H, W) in [-1, 1], on the grid of levels
@@ -211,7 +221,7 @@ def log_weights(self:SDNVAE,
     likelihood,kl,_ = self._down(len(x)*n, size, [q.repeat_interleave(n, 0) for q in q_ups], generator=generator, sampled=True)
     return (likelihood.log_prob(x.repeat_interleave(n, 0)).sum((1,2)) - kl.sum(1)).view(len(x), n)
 
-# %% ../nbs/05_vae.ipynb #189e15bc
+# %% ../nbs/05_vae.ipynb #17c4f08d
 @patch
 @torch.no_grad()
 def encode(self:SDNVAE,
@@ -223,13 +233,13 @@ def encode(self:SDNVAE,
     q_ups,size = self._up(x)
     return self._down(len(x), size, q_ups, generator=generator)[2]
 
-# %% ../nbs/05_vae.ipynb #17c4f08d
+# %% ../nbs/05_vae.ipynb #f16940a0
 @patch
 def _top_size(self:SDNVAE):
     "Size of the top map for images of the configured size"
     return tuple(s//2**len(self.config.downsample) for s in self.config.image_size)
 
-# %% ../nbs/05_vae.ipynb #f16940a0
+# %% ../nbs/05_vae.ipynb #d6ccdb76
 @patch
 @torch.no_grad()
 def decode(self:SDNVAE,
@@ -243,7 +253,7 @@ def decode(self:SDNVAE,
     likelihood = self._down(len(z[0]), z[0].shape[2:], zs=z, temperature=temperature, generator=generator)[0]
     return likelihood.sample(generator) if draw else likelihood.mean()
 
-# %% ../nbs/05_vae.ipynb #8966b8f7
+# %% ../nbs/05_vae.ipynb #81a5fc58
 @patch
 @torch.no_grad()
 def sample(self:SDNVAE,
@@ -256,12 +266,12 @@ def sample(self:SDNVAE,
     likelihood = self._down(n, self._top_size(), temperature=temperature, generator=generator)[0]
     return likelihood.sample(generator) if draw else likelihood.mean()
 
-# %% ../nbs/05_vae.ipynb #81a5fc58
+# %% ../nbs/05_vae.ipynb #a82c8ec3
 @patch
 def _check_keep(self:SDNVAE, keep):
     if not 1<=keep<=len(self.blocks): raise ValueError(f"SDNVAE: `keep` must be from 1 to {len(self.blocks)}, the number of blocks, got {keep}.")
 
-# %% ../nbs/05_vae.ipynb #a82c8ec3
+# %% ../nbs/05_vae.ipynb #aa78cad4
 @patch
 def resample(self:SDNVAE,
     x:Tensor,                       # images, (B, C, H, W) in [-1, 1]
@@ -275,7 +285,7 @@ def resample(self:SDNVAE,
     z = [v.repeat_interleave(n, 0) for v in self.encode(x, generator)[:keep]]
     return self.decode(z, temperature, generator)
 
-# %% ../nbs/05_vae.ipynb #aa78cad4
+# %% ../nbs/05_vae.ipynb #a82ffc81
 @patch
 def interpolate(self:SDNVAE,
     x0:Tensor,                      # image at the start, (1, C, H, W) in [-1, 1]
@@ -292,27 +302,27 @@ def interpolate(self:SDNVAE,
     z = [torch.lerp(a, b, w) for a,b in zip(*(self.encode(x, generator)[:keep] for x in (x0,x1)))]
     return self.decode(z, temperature, generator)
 
-# %% ../nbs/05_vae.ipynb #4507805e
+# %% ../nbs/05_vae.ipynb #458f1b3c
 PRESETS = dict(
     cifar10     = VAEConfig((32,32), depth=15, downsample=(5,10), context=100, features=360, features_step=128, n_directions=2, mix=5),
     imagenet32  = VAEConfig((32,32), depth=16, downsample=(3,7,11), context=100, features=424, n_directions=3, mix=10),
     celebahq256 = VAEConfig((256,256), levels=32, depth=17, downsample=(4,7,9,11,13,15), context=100, features=360, max_scale=64, n_directions=2, mix=30))
 
-# %% ../nbs/05_vae.ipynb #e146edeb
+# %% ../nbs/05_vae.ipynb #a80e50cf
 PRESETS |= dict(
     home32        = VAEConfig((32,32), depth=9, downsample=(3,6), h=96, context=48, features=128, features_step=32, n_directions=2),
     fashion_mnist = VAEConfig((28,28), channels=1, depth=4, downsample=(0,2), h=32, features=32, max_scale=14, n_directions=1, free_bits=.1),
     digits        = VAEConfig((8,8), channels=1, levels=17, depth=4, downsample=(0,2), h=20, features=20, mix=3, free_bits=.5),
     photos        = VAEConfig((32,32), depth=5, downsample=(1,2,4), h=32, features=32))
 
-# %% ../nbs/05_vae.ipynb #a80e50cf
+# %% ../nbs/05_vae.ipynb #6340c34a
 def _preset(name):
     "Configuration of a preset, or a ValueError with the nearest name"
     if name in PRESETS: return PRESETS[name]
     near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=.4)
     raise ValueError(f"from_preset: no preset {name!r}; there are {', '.join(PRESETS)}." + (f" Did you mean {near[0]!r}?" if near else ''))
 
-# %% ../nbs/05_vae.ipynb #6340c34a
+# %% ../nbs/05_vae.ipynb #55001887
 @patch(cls_method=True)
 def from_preset(cls:SDNVAE,
     name:str,   # name of a preset
@@ -321,13 +331,13 @@ def from_preset(cls:SDNVAE,
     "Model of a preset; raises `ValueError` for names it does not know"
     return cls(replace(_preset(name), **changes))
 
-# %% ../nbs/05_vae.ipynb #a844363d
+# %% ../nbs/05_vae.ipynb #b60e4b87
 class Memory(NamedTuple):
     "Bytes that training takes, in single precision"
     weights:int   # parameters, gradients, optimizer and average
     per_image:int # what one image of the batch keeps for the way back
 
-# %% ../nbs/05_vae.ipynb #b60e4b87
+# %% ../nbs/05_vae.ipynb #30168f8b
 def training_memory(
     cfg:VAEConfig, # definition of the model
 )->Memory:         # an estimate in bytes; temporary buffers come on top
@@ -341,7 +351,7 @@ def training_memory(
     with saved_tensors_hooks(note, lambda t: t): kept = model(x)         # kept until all is counted
     return Memory(5*sum(p.numel()*p.element_size() for p in model.parameters()), sum(s.nbytes() for k,s in saved.items() if k not in ours))
 
-# %% ../nbs/05_vae.ipynb #f60e387e
+# %% ../nbs/05_vae.ipynb #3e1ccfb8
 @contextmanager
 def atomic(
     path, # file to write or replace, str or Path
@@ -353,7 +363,7 @@ def atomic(
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/05_vae.ipynb #3e1ccfb8
+# %% ../nbs/05_vae.ipynb #2031b386
 @patch
 def save_pretrained(self:SDNVAE,
     folder, # where to write, made if missing; files of the same names are replaced
@@ -368,7 +378,7 @@ def save_pretrained(self:SDNVAE,
         w.write_bytes(weights)
     return folder
 
-# %% ../nbs/05_vae.ipynb #fbb9797e
+# %% ../nbs/05_vae.ipynb #84b75d60
 def _read_config(file, kind):
     "The configuration of a `kind` of model in a config.json, or a ValueError that names the file"
     try:
@@ -377,12 +387,12 @@ def _read_config(file, kind):
         return kind(**section)
     except (ValueError,TypeError,KeyError) as e: raise ValueError(f"from_pretrained: {file} does not define a model ({type(e).__name__}: {e}).") from e
 
-# %% ../nbs/05_vae.ipynb #07d28e14
+# %% ../nbs/05_vae.ipynb #0f5bde61
 def shipped():
     "Folders of the trained models that come with the package, by name"
     return {f.name: f for f in sorted(Path(files('sdn_nb')/'models').iterdir()) if f.is_dir()}
 
-# %% ../nbs/05_vae.ipynb #0f5bde61
+# %% ../nbs/05_vae.ipynb #7c09a801
 def model_folder(
     name, # folder of a run or of a saved model, or the name of a model that comes with the package
 )->Path:  # a folder that exists
@@ -391,7 +401,7 @@ def model_folder(
     if str(name) in shipped(): return shipped()[str(name)]
     raise FileNotFoundError(f"no folder {str(name)!r}, and no model of that name comes with the package; those that do are {', '.join(shipped())}.")
 
-# %% ../nbs/05_vae.ipynb #7c09a801
+# %% ../nbs/05_vae.ipynb #6c8d6ca6
 @patch(cls_method=True)
 def from_pretrained(cls:SDNVAE,
     folder,       # folder written by save_pretrained, or a run of sdn_train, or the name of a model that comes with the package
@@ -407,7 +417,7 @@ def from_pretrained(cls:SDNVAE,
     except (SafetensorError,RuntimeError) as e: raise ValueError(f"from_pretrained: {weights} is damaged or not of the model in {config.name} ({str(e).splitlines()[0]}).") from e
     return model.eval()
 
-# %% ../nbs/05_vae.ipynb #755902a5
+# %% ../nbs/05_vae.ipynb #4c31873e
 _OURS = [(re.compile(published), ours) for published,ours in (
     (r'^first_layer\.0\.', 'first.'), (r'^ladder_layers\.', 'blocks.'), (r'^last_layer\.2\.', 'last.'), (r'^h$', 'top'),
     (r'\.post_model\.arnn\.', '.posterior.'), (r'\.cnn\.', '.conv.'),
@@ -420,7 +430,7 @@ def _our_name(name):
     for published,ours in _OURS: name = published.sub(ours, name)
     return name
 
-# %% ../nbs/05_vae.ipynb #d88e9dce
+# %% ../nbs/05_vae.ipynb #39f90161
 _AttributeDict = type('AttributeDict', (), dict(__module__='pytorch_lightning.utilities.parsing', __new__=lambda cls: {})) # a plain dictionary in place of Lightning's
 
 def _read_published(path):
@@ -439,14 +449,14 @@ def _read_published(path):
     if not isinstance(hp, dict) or not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()): raise ValueError("must hold tensors in 'state_dict' and a dictionary in 'hyper_parameters'")
     return hp,state
 
-# %% ../nbs/05_vae.ipynb #81230b33
+# %% ../nbs/05_vae.ipynb #139d0cf6
 def _hyper(hp, name, kind=int, default=None):
     "A number among the hyper-parameters, which may be text"
     if name not in hp and default is None: raise ValueError(f"has no hyper-parameter `{name}`")
     try: return kind(str(hp.get(name, default)))
     except ValueError: raise ValueError(f"hyper-parameter `{name}` must be a number ({kind.__name__}), got {hp[name]!r}") from None
 
-# %% ../nbs/05_vae.ipynb #db5584de
+# %% ../nbs/05_vae.ipynb #b5878c48
 def _published_weights(hp, state):
     "By our names: the averages where there are any, else the plain weights; the other; are they averages?"
     prefix = 'ema.shadow_params.'
@@ -455,7 +465,7 @@ def _published_weights(hp, state):
     moved = bool(ema) and _hyper(hp, 'ema_coef', float, .999) not in (0,1)
     return (ema,plain,True) if moved else (plain,ema,False)
 
-# %% ../nbs/05_vae.ipynb #b469e74a
+# %% ../nbs/05_vae.ipynb #0daf8de8
 _TAKEN = dict(obs_model=('DML',), post_model=('IAF','IsoGaussian'), prior_model=('IsoGaussian',), downsample_first=('False','0','None')) # as text; the others have no counterpart
 
 def _check_taken(hp):
@@ -463,7 +473,7 @@ def _check_taken(hp):
         if (got := str(hp.get(name, allowed[0]))) not in allowed: raise ValueError(f"hyper-parameter `{name}` is {got}, which has no counterpart here; it must be {' or '.join(allowed)}")
     for name in ('obs_model','post_model'): _hyper(hp, name, str)
 
-# %% ../nbs/05_vae.ipynb #0daf8de8
+# %% ../nbs/05_vae.ipynb #c38103d9
 def _published_size(hp, image_size):
     "Side of the images: as given, or that of the data set named in the file"
     known = dict(cifar10=32, imagenet32=32, celebahq256=256, **{'3dshapes': 64})
@@ -473,7 +483,7 @@ def _published_size(hp, image_size):
     if len(size)!=2 or size[0]!=size[1] or size[0]==28: raise ValueError(f"`image_size` must be one number or a square, other than 28 (which the published code pads inside), got {size}")
     return size
 
-# %% ../nbs/05_vae.ipynb #c38103d9
+# %% ../nbs/05_vae.ipynb #3fe7a9cb
 def _halvings(hp, size, depth):
     "Blocks of `ds_list` that halve the map; the published code leaves a map of one position as it is"
     ds,scale,halve = hp.get('ds_list'),size[0],[]
@@ -484,7 +494,7 @@ def _halvings(hp, size, depth):
         if i in ds and scale>1: halve,scale = halve+[i],scale//2
     return tuple(halve)
 
-# %% ../nbs/05_vae.ipynb #3fe7a9cb
+# %% ../nbs/05_vae.ipynb #bcc11066
 def _published_config(hp, weights, image_size, channels):
     "Configuration of a published model from its hyper-parameters and `weights` by our names"
     _check_taken(hp)
@@ -500,7 +510,7 @@ def _published_config(hp, weights, image_size, channels):
     return VAEConfig(size, found, 2**bits, depth, _halvings(hp, size, depth), h=_hyper(hp, 'h_size'), z=_hyper(hp, 'z_size'), mix=_hyper(hp, 'mix_components'), free_bits=_hyper(hp, 'free_bits', float),
         context=len(weights.get('blocks.0.posterior.conv_a.bias', ())) if hp['post_model']=='IAF' else 0, min_scale=_hyper(hp, 'sdn_min_scale'), max_scale=top_scale, **sdn)
 
-# %% ../nbs/05_vae.ipynb #9085bade
+# %% ../nbs/05_vae.ipynb #42702a62
 def _our_outputs(name, v, cfg):
     "Output channels of the last layer in our order; other parameters as they are"
     if not name.startswith('last.') or name.startswith(('last.sdn.project_in.','last.sdn.correction.')): return v
@@ -511,7 +521,7 @@ def _our_outputs(name, v, cfg):
     if any(len(p)!=n for p in parts): raise ValueError(f"{name} must have {len(parts)}·{n} output channels for {M} components, got {len(v)}")
     return torch.cat([p[order] for p in parts])
 
-# %% ../nbs/05_vae.ipynb #0a957f4d
+# %% ../nbs/05_vae.ipynb #1a996ffa
 def _published_state(cfg, weights):
     "State of the model of `cfg`; raises where the file lacks a weight, or has it in another shape than the hyper-parameters call for"
     with torch.device('meta'): ours = SDNVAE(cfg).state_dict()
@@ -521,7 +531,7 @@ def _published_state(cfg, weights):
         if v.shape!=ours[k].shape: raise ValueError(f"{k} has shape {tuple(v.shape)} in the file, but the hyper-parameters call for {tuple(ours[k].shape)}")
     return state
 
-# %% ../nbs/05_vae.ipynb #afd52cc0
+# %% ../nbs/05_vae.ipynb #28e8a003
 def _tell_left_out(cfg, state, others, averages):
     "Warn of what was not taken from a published file"
     up_b = f'blocks.{cfg.depth-1}.up_b.'
@@ -532,7 +542,7 @@ def _tell_left_out(cfg, state, others, averages):
     if unknown: notes.append(f"no place was found for {', '.join(unknown)}")
     if notes: warnings.warn('from_published: '+'; '.join(notes)+'.', stacklevel=3)
 
-# %% ../nbs/05_vae.ipynb #28e8a003
+# %% ../nbs/05_vae.ipynb #3027894d
 @patch(cls_method=True)
 def from_published(cls:SDNVAE,
     path,            # checkpoint of the published code, a .ckpt file
