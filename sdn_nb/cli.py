@@ -22,6 +22,7 @@ from fastcore.docments import docments
 from .vae import SDNVAE,PRESETS,_preset,atomic,model_folder,training_memory
 from .data import DataInfo,get_dls,show_images,_sources
 from .training import vae_learner,RunFolder,SamplePictures,RECIPES,save_samples,_picture,_n_processes,tensorboard_logger,wandb_logger,distribute
+from .analysis import reconstructions
 from .explore import serve
 from .evaluation import elbo_bpd,elbo_estimate,histogram_bpd,iw_bpd
 
@@ -55,9 +56,7 @@ def save_reconstructions(
     path,         # PNG file to write
 ):
     "Draw images above what is left of them after encoding and decoding"
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        both = torch.cat([x, model.decode(model.encode(x))])
+    both = reconstructions(model, x).flatten(0,1)
     with _picture(path, len(x), 2*x.shape[2]/x.shape[3]+.3) as ax: show_images(both, nrow=len(x), ax=ax, title='above: validation images, below: their reconstructions')
 
 # %% ../nbs/13_cli.ipynb #97ea8227
