@@ -12,7 +12,6 @@ import warnings
 warnings.filterwarnings('ignore', category=FutureWarning, module='torch.jit')  # fastai's own import
 
 # %% ../nbs/11_analysis.ipynb #62f84cf7
-from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple
@@ -23,37 +22,27 @@ from fastprogress import progress_bar
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import MaxNLocator
 from torch import nn, Tensor
-from .vae import SDNVAE, bits_per_dim, model_folder
+from .vae import SDNVAE, bits_per_dim
 from .data import show_images, to_levels, to_unit
+from .evaluation import _at_rest
 
 # %% ../nbs/11_analysis.ipynb #db395c05
-@contextmanager
-def _at_rest(model, seed):
-    "Evaluation mode and no gradients inside the block; gives a generator on the model's device, started at `seed`; puts the mode of every part back"
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad(): yield torch.Generator(next(model.parameters(), torch.empty(0)).device).manual_seed(seed)
-    finally:
-        for m,training in modes: m.training = training
-
-# %% ../nbs/11_analysis.ipynb #db43a6ff
 def _check_counts(f, **counts):
     "Refuse what is not a positive whole number"
     for name,v in counts.items():
         if not isinstance(v, Integral) or v<1: raise ValueError(f"{f}: `{name}` must be a whole number, at least 1, got {v!r}.")
 
-# %% ../nbs/11_analysis.ipynb #f002532c
+# %% ../nbs/11_analysis.ipynb #db43a6ff
 def _check_list(f, name, v):
     "Refuse what is not a list of at least one setting"
     if not isinstance(v, (list,tuple)) or not v: raise ValueError(f"{f}: `{name}` must be a list with at least one entry, got {v!r}. For a single setting give [{v!r}].")
 
-# %% ../nbs/11_analysis.ipynb #323cb6f9
+# %% ../nbs/11_analysis.ipynb #f002532c
 def _check_one(f, model, x):
     "Refuse what is not one image of the model"
     if x.ndim!=4 or len(x)!=1: raise ValueError(f"{f}: `x` must be one image, (1, {model.config.channels}, H, W), got shape {tuple(x.shape)}. Of a batch take x[i:i+1].")
 
-# %% ../nbs/11_analysis.ipynb #54e0fe7b
+# %% ../nbs/11_analysis.ipynb #4d01cd9f
 def show_rows(
     x:Tensor,     # images, (R, n, C, H, W) in [-1, 1]: R rows of n
     labels=None,  # text in front of each row, R strings; none if None
@@ -69,7 +58,7 @@ def show_rows(
     for i,s in enumerate(labels or ()): ax.text(-.01, (i+.5)*(h+max(1, w//32)), s, ha='right', va='center', transform=ax.get_yaxis_transform())
     return ax
 
-# %% ../nbs/11_analysis.ipynb #ae6c5460
+# %% ../nbs/11_analysis.ipynb #7440d33c
 def prior_samples(
     model:SDNVAE,         # trained model
     n:int,                # images for each temperature
@@ -84,7 +73,7 @@ def prior_samples(
         with _at_rest(model, seed) as g: rows.append(torch.cat([model.sample(min(bs, n-i), t, g) for i in range(0, n, bs)]))
     return torch.stack(rows)
 
-# %% ../nbs/11_analysis.ipynb #ac92baa2
+# %% ../nbs/11_analysis.ipynb #ed05c1b6
 def reconstructions(
     model:SDNVAE, # trained model
     x:Tensor,     # images, (B, C, H, W) in [-1, 1]
@@ -95,7 +84,7 @@ def reconstructions(
     _check_counts('reconstructions', bs=bs)
     with _at_rest(model, seed) as g: return torch.stack([x, torch.cat([model.decode(model.encode(b, g)) for b in x.split(bs)])])
 
-# %% ../nbs/11_analysis.ipynb #2401591c
+# %% ../nbs/11_analysis.ipynb #db0c2ba4
 def interpolations(
     model:SDNVAE,  # trained model
     x0:Tensor,     # image on the left, (1, C, H, W) in [-1, 1]
@@ -111,7 +100,7 @@ def interpolations(
         with _at_rest(model, seed) as g: rows.append(torch.cat([x0, model.interpolate(x0, x1, keep, t, steps, g), x1]))
     return torch.stack(rows)
 
-# %% ../nbs/11_analysis.ipynb #33953958
+# %% ../nbs/11_analysis.ipynb #942330a4
 def neighbourhood(
     model:SDNVAE,       # trained model
     x:Tensor,           # one image, (1, C, H, W) in [-1, 1]
@@ -130,7 +119,7 @@ def neighbourhood(
     around = lambda k,t: torch.cat([(y := draw(k, t, 2*half))[:half], middle, y[half:]]) if half else middle
     return torch.stack([torch.stack([around(k, t) for t in temperatures]) for k in keeps])
 
-# %% ../nbs/11_analysis.ipynb #b254ad74
+# %% ../nbs/11_analysis.ipynb #33953958
 def show_neighbourhood(
     x:Tensor,     # groups of images, (K, T, side*side, C, H, W), as neighbourhood gives them
     keeps,        # how many blocks each row of groups keeps, K entries
@@ -147,31 +136,31 @@ def show_neighbourhood(
             if n>1: ax.add_patch(_frame(side//2, side//2, h, w))
     return fig
 
-# %% ../nbs/11_analysis.ipynb #cc4f19fd
+# %% ../nbs/11_analysis.ipynb #b254ad74
 def _frame(row, col, h, w):
     "A frame round one image of a grid that show_images has drawn"
     gap = max(1, w//32)
     return plt.Rectangle((col*(w+gap)+gap/2-.5, row*(h+gap)+gap/2-.5), w+gap, h+gap, fill=False, ec='tab:orange', lw=1.5)
 
-# %% ../nbs/11_analysis.ipynb #3d24328b
+# %% ../nbs/11_analysis.ipynb #ec38a93a
 def _squares(a, b):
     "Squared distances (B, M) of whole numbers (B, D) and (M, D) in double precision: exact"
     return a.square().sum(1)[:,None] + b.square().sum(1) - 2*a@b.T
 
-# %% ../nbs/11_analysis.ipynb #70d88eae
+# %% ../nbs/11_analysis.ipynb #5c6933f0
 def _best(k, d, index, levels):
     "Of M candidates for each of B images, distances (B, M), positions (B, M), levels (B, M, C, H, W), the k nearest in order"
     order,rows = d.argsort(dim=1, stable=True)[:,:k],torch.arange(len(d), device=d.device)[:,None]
     return d[rows,order],index[rows,order],levels[rows,order]
 
-# %% ../nbs/11_analysis.ipynb #7330fc3f
+# %% ../nbs/11_analysis.ipynb #70d88eae
 class Nearest(NamedTuple):
     "The images of a set that are nearest to each of B given ones"
     mse:Tensor    # mean squared error of images in [-1, 1], (B, k) in double precision, ascending
     index:Tensor  # position in the set, (B, k)
     images:Tensor # the images, (B, k, C, H, W) in [-1, 1]
 
-# %% ../nbs/11_analysis.ipynb #b939263d
+# %% ../nbs/11_analysis.ipynb #7330fc3f
 @torch.no_grad()
 def nearest(
     x:Tensor,   # images to look for, (B, C, H, W) in [-1, 1]; they are rounded to levels, and the search runs on their device
@@ -192,7 +181,7 @@ def nearest(
     if n<k: raise ValueError(f"nearest: `k` is {k}, but `dl` has only {n} images.")
     return Nearest(best[0]/(a.shape[1]*((levels-1)/2)**2), best[1], to_unit(best[2], levels))
 
-# %% ../nbs/11_analysis.ipynb #09bd2e33
+# %% ../nbs/11_analysis.ipynb #3012c7cd
 def show_nearest(
     x:Tensor,      # images that were looked for, (B, C, H, W) in [-1, 1]
     found:Nearest, # what was found
@@ -202,7 +191,7 @@ def show_nearest(
     "Draw images above their nearest ones, nearest first (paper, Fig. 9, turned)"
     return show_rows(torch.cat([x[None], found.images.transpose(0,1)]), ['image',*(f'{i+1}. nearest' for i in range(found.images.shape[1]))], ax, title)
 
-# %% ../nbs/11_analysis.ipynb #9b93a506
+# %% ../nbs/11_analysis.ipynb #4d84bc82
 def _history(run):
     "The table in a run's history.csv, a row for each epoch, times left out"
     file = Path(run)/'history.csv'
@@ -210,7 +199,7 @@ def _history(run):
     try: return pd.read_csv(file).drop(columns='time', errors='ignore').astype(float).set_index('epoch')
     except (ValueError,KeyError) as e: raise ValueError(f"read_histories: {file} is not a table of numbers with a column epoch ({type(e).__name__}: {e}).") from e
 
-# %% ../nbs/11_analysis.ipynb #477ac498
+# %% ../nbs/11_analysis.ipynb #9b93a506
 def read_histories(
     *runs, # folders of one or more runs that belong together, such as those of several seeds
 )->dict:   # for each quantity that all runs have, a tensor (runs, epochs), NaN where a run has ended
@@ -219,14 +208,14 @@ def read_histories(
     table = pd.concat([_history(r) for r in runs], keys=range(len(runs)), join='inner')
     return {name: torch.tensor(table[name].unstack().to_numpy()) for name in table}
 
-# %% ../nbs/11_analysis.ipynb #b738d17d
+# %% ../nbs/11_analysis.ipynb #477ac498
 class Band(NamedTuple):
     "Mean and range over runs"
     mean:Tensor # mean over the runs that have a value, (epochs,)
     low:Tensor  # smallest value, (epochs,)
     high:Tensor # largest value, (epochs,)
 
-# %% ../nbs/11_analysis.ipynb #a7373588
+# %% ../nbs/11_analysis.ipynb #b738d17d
 def band(
     values:Tensor, # a quantity of several runs, (runs, epochs), NaN where there is no value
 )->Band:           # mean, smallest and largest value at each epoch; NaN where no run has one
@@ -235,7 +224,7 @@ def band(
     low,high = (getattr(values.masked_fill(missing, sign*torch.inf), f)(0).masked_fill(missing.all(0), torch.nan) for sign,f in ((1,'amin'),(-1,'amax')))
     return Band(values.nanmean(0), low, high)
 
-# %% ../nbs/11_analysis.ipynb #a3d72eab
+# %% ../nbs/11_analysis.ipynb #ef66d77c
 def show_curves(
     histories:dict, # label -> what read_histories gives: a curve each
     names=None,     # dict from the quantities to draw to their titles, a panel each; ELBO, rate and distortion if None
@@ -248,26 +237,26 @@ def show_curves(
     for ax,(name,title) in zip(axs, names.items()):
         for label,h in histories.items(): _curve(ax, h[name], label)
         if mark is not None: ax.axvline(mark, c='.5', lw=1, ls=':')
-        ax.set(title=title, xlabel='epoch'); ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.set(title=title, xlabel='epoch')
+        ax.xaxis.set_major_locator(MaxNLocator('auto', steps=[1,2,2.5,5,10], integer=True, min_n_ticks=1))
     if len(histories)>1: axs[0].legend()
     return axs
 
-# %% ../nbs/11_analysis.ipynb #5384f454
+# %% ../nbs/11_analysis.ipynb #a3d72eab
 def _curve(ax, values, label):
     "One line with its band; runs of a single epoch need a dot"
     b,epochs = band(values),range(1, values.shape[1]+1)
     line, = ax.plot(epochs, b.mean.numpy(), label=label, marker='.' if len(epochs)<10 else None)
     ax.fill_between(epochs, b.low.numpy(), b.high.numpy(), color=line.get_color(), alpha=.25, lw=0)
 
-# %% ../nbs/11_analysis.ipynb #ae779b47
+# %% ../nbs/11_analysis.ipynb #1e620533
 class BlockBits(NamedTuple):
     "What each block costs, in bits/dim of the image"
     mean:Tensor   # mean over images: one value for each block, top first, and last the pixels (distortion); (n_blocks+1,) in double precision
     error:Tensor  # standard error of the mean, (n_blocks+1,); NaN for one image
     sizes:list    # (H, W) of each block's map, and last of the image
 
-# %% ../nbs/11_analysis.ipynb #0e3b9ddb
-@torch.no_grad()
+# %% ../nbs/11_analysis.ipynb #ae779b47
 def block_bits(
     model:SDNVAE, # trained model
     dl,           # DataLoader of batches (x, ...), images (B, C, H, W) in [-1, 1]
@@ -284,7 +273,7 @@ def block_bits(
     parts = torch.cat(parts)                                            # (images, n_blocks+1)
     return BlockBits(parts.mean(0), parts.std(0)/len(parts)**.5, [tuple(v.shape[2:]) for v in [*out.z, x]])
 
-# %% ../nbs/11_analysis.ipynb #3e3831a6
+# %% ../nbs/11_analysis.ipynb #9eaeea12
 def show_bits(
     bits:BlockBits, # what block_bits gives
     ax=None,        # matplotlib axes to draw on; new ones if None
@@ -298,7 +287,7 @@ def show_bits(
     ax.set(xlabel='bits/dim', title=f'rate {bits.mean[:n].sum():.3f} + distortion {bits.mean[n]:.3f} = {bits.mean.sum():.3f} bits/dim')
     return ax
 
-# %% ../nbs/11_analysis.ipynb #93fe5840
+# %% ../nbs/11_analysis.ipynb #30290605
 def redraw_block(
     model:SDNVAE, # trained model
     z:list,       # latent variables of one image, top first, each (1, Z, H', W'), e.g. model.encode(x)
@@ -316,7 +305,7 @@ def redraw_block(
         new = model._down(n, z[0].shape[2:], zs=z[:block], generator=g)[2][block]
         return model.decode([*z[:block], new, *z[block+1:]])
 
-# %% ../nbs/11_analysis.ipynb #dd109b17
+# %% ../nbs/11_analysis.ipynb #93fe5840
 def block_variance(
     model:SDNVAE, # trained model
     z:list,       # latent variables of B images, top first, each (B, Z, H', W'), e.g. model.encode(x)
@@ -327,7 +316,7 @@ def block_variance(
     one = lambda i,l: redraw_block(model, [v[i:i+1] for v in z], l, n, seed+i).var(0).mean(0)
     return torch.stack([torch.stack([one(i, l) for i in range(len(z[0]))]).mean(0) for l in range(len(model.blocks))])
 
-# %% ../nbs/11_analysis.ipynb #f5ec71bb
+# %% ../nbs/11_analysis.ipynb #dd109b17
 def show_maps(
     maps:Tensor,    # (K, H, W), zero or more
     titles,         # one for each map, K strings
@@ -346,7 +335,7 @@ def show_maps(
     fig.colorbar(im, ax=axs, label=label)
     return fig
 
-# %% ../nbs/11_analysis.ipynb #4e07e4a8
+# %% ../nbs/11_analysis.ipynb #9a63a394
 def receptive_field(
     layer:nn.Module, # module from maps (B, C, H, W) to maps (B, C', H', W')
     shape:tuple,     # (C, H, W) of its input

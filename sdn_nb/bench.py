@@ -9,13 +9,14 @@ __all__ = ['published', 'loop', 'floor', 'seconds', 'in_turn', 'saved_bytes', 'm
 # %% ../nbs/14_bench.ipynb #a0bdece8
 import itertools,json,platform,shlex,sys,time
 from contextlib import nullcontext
+from pathlib import Path
 from statistics import median
 import torch
 from torch import nn, Tensor
 import sdn_nb
 from .scan import scan, scan_reference, BACKENDS
 from .layers import SDNLayer, NonLocal, n_params, matching_width
-from .vae import atomic
+from .vae import atomic, _saved_bytes
 from .cli import command
 
 # %% ../nbs/14_bench.ipynb #eb13e800
@@ -121,14 +122,8 @@ def saved_bytes(
     weights:list, # further arguments of f; they do not count
 )->int:           # bytes
     "Memory that autograd keeps for the backward pass of `f(x, *weights)`"
-    kept,ours = {},{w.untyped_storage().data_ptr() for w in weights}
-    def pack(t):
-        s = t.untyped_storage()
-        if s.data_ptr() not in ours: kept[s.data_ptr()] = s.nbytes(),t    # holding t keeps its address taken
-        return t
     x = x.detach().requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): y = f(x, *weights)
-    return sum(n for n,_ in kept.values())
+    return _saved_bytes(lambda: f(x, *weights), weights)
 
 # %% ../nbs/14_bench.ipynb #345b0741
 def _peak(f, x, weights):
@@ -144,8 +139,8 @@ def _contestants(x, direction):
     peers = dict(published=published, loop=loop)
     out = {k: (lambda x,*w,f=f: f(x, *w, direction=direction)) for k,f in peers.items()}
     for name,b in BACKENDS.items():
-        out[name] = b.why_not(x) or (lambda x,*w,n=name: scan(x, *w, direction, backend=n))
-    out['torch, recompute'] = lambda x,*w: scan(x, *w, direction, recompute=True, backend='torch')
+        out[name] = why = b.why_not(x)
+        if why is None: out |= {name+', recompute'*r: lambda x,*w,n=name,r=r: scan(x, *w, direction, r, n) for r in (False,True)}
     return out
 
 # %% ../nbs/14_bench.ipynb #c50e7066
@@ -242,18 +237,23 @@ def _print(row):
             print(f"  {mode:10}{k:18}{1e3*r['seconds'][0]:9.2f} ms  {p[0]:6.2f} x published ({p[1]:.2f} to {p[2]:.2f})  {l[0]:6.2f} x loop  {f[0]:5.2f} of floor{memory}  error {r['error']:.0e}")
 
 # %% ../nbs/14_bench.ipynb #e8c9a913
-def _write(path, device, rows, layers):
-    "What was measured, with what is needed to repeat it"
-    about = dict(command=shlex.join(['sdn_bench',*sys.argv[1:]]), device=torch.cuda.get_device_name() if device=='cuda' else f'{platform.machine()} CPU, {torch.get_num_threads()} threads',
-                 sdn_nb=sdn_nb.__version__, torch=torch.__version__, python=platform.python_version())
-    with atomic(path) as tmp: tmp.write_text(json.dumps(about|dict(rows=rows, layers=layers), indent=1))
+def _about(command, device, *more):
+    "What is needed to repeat a result: the command, the device's name, versions of this package, torch, `more` modules and Python"
+    name = torch.cuda.get_device_name(device) if torch.device(device).type=='cuda' else f'{platform.machine()} CPU, {torch.get_num_threads()} threads'
+    return dict(command=command, device=name, **{m.__name__: m.__version__ for m in (sdn_nb,torch,*more)}, python=platform.python_version())
 
 # %% ../nbs/14_bench.ipynb #7c717cca
+def _write(path, device, rows, layers):
+    "What was measured, with what is needed to repeat it"
+    about = _about(shlex.join(['sdn_bench',*sys.argv[1:]]), device)
+    with atomic(path) as tmp: tmp.write_text(json.dumps(about|dict(rows=rows, layers=layers), indent=1))
+
+# %% ../nbs/14_bench.ipynb #55825c03
 def _print_layers(row):
     "One comparison of layers as a line of text"
     print(tuple(row['shape']), *(f"{k} {1e3*r['seconds'][0]:.1f} ms, {r['saved_bytes']/2**20:.1f} MiB saved" for k,r in row['layers'].items()), sep='  ')
 
-# %% ../nbs/14_bench.ipynb #55825c03
+# %% ../nbs/14_bench.ipynb #25dcf3a7
 def _shapes(text):
     "List of (B, C, S) from text such as '8,64,32 1,200,32'"
     try: shapes = [tuple(map(int, s.split(','))) for s in text.split()]
@@ -261,7 +261,7 @@ def _shapes(text):
     if not all(len(s)==3 and min(s)>0 for s in shapes): sys.exit(f"error: sdn_bench: --shapes must be batch,features,size with positive whole numbers, separated by spaces, e.g. '8,64,32 1,200,32'; got {text!r}.")
     return shapes
 
-# %% ../nbs/14_bench.ipynb #a8e7cd81
+# %% ../nbs/14_bench.ipynb #40c487ce
 @command()
 def sdn_bench(
     shapes:str='8,64,32 32,64,32 8,200,32 16,360,32 4,64,64 2,32,128 1,200,32 32,20,8', # batch,features,size of each map, separated by spaces
@@ -274,6 +274,7 @@ def sdn_bench(
 ):
     "Time the sweep against its published form, a plain loop and the floor of its matrix products; print a table and write JSON."
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    if out: Path(out).parent.mkdir(parents=True, exist_ok=True)
     rows,layers = [],[]
     for shape,d,p in itertools.product(_shapes(shapes), directions.split(), precisions.split()):
         rows.append(measure(*shape, d, p, device, rounds))

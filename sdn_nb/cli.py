@@ -11,7 +11,7 @@ import warnings
 warnings.filterwarnings('ignore', category=FutureWarning, module='torch.jit')  # fastai's own import
 
 # %% ../nbs/13_cli.ipynb #540cae30
-import math,os,argparse,csv,inspect,json,re,sys
+import math,os,argparse,inspect,json,re,sys
 from contextlib import contextmanager
 from dataclasses import asdict,replace
 from hashlib import file_digest
@@ -19,10 +19,10 @@ from pathlib import Path
 import fastai,torch,sdn_nb
 from fastai.torch_core import default_device,rank_distrib,set_seed
 from fastcore.docments import docments
-from .vae import SDNVAE,PRESETS,_preset,atomic,model_folder,training_memory
+from .vae import SDNVAE,PRESETS,_preset,atomic,training_memory
 from .data import DataInfo,get_dls,show_images,_sources
 from .training import vae_learner,RunFolder,SamplePictures,RECIPES,save_samples,_picture,_n_processes,tensorboard_logger,wandb_logger,distribute
-from .analysis import reconstructions
+from .analysis import read_histories,reconstructions,show_curves
 from .explore import serve
 from .evaluation import elbo_bpd,elbo_estimate,histogram_bpd,iw_bpd
 
@@ -60,20 +60,19 @@ def save_reconstructions(
     with _picture(path, len(x), 2*x.shape[2]/x.shape[3]+.3) as ax: show_images(both, nrow=len(x), ax=ax, title='above: validation images, below: their reconstructions')
 
 # %% ../nbs/13_cli.ipynb #97ea8227
-def _curves(ax, rows):
-    "ELBO, rate and distortion of a history's rows against epochs"
-    for k,label,c in (('bpd','ELBO','k'),('rate','rate: latent variables','tab:orange'),('distortion','distortion: pixels','tab:blue')):
-        ax.plot([int(r['epoch'])+1 for r in rows], [float(r[k]) for r in rows], label=label, c=c, marker='.' if len(rows)<10 else None)
-    ax.set(xlabel='epoch', ylabel='validation, bits/dim'); ax.set_ylim(0); ax.legend()
+def _curves(ax, run):
+    "ELBO, rate and distortion of a run against epochs, in one panel from zero up"
+    h,names = read_histories(run),dict(bpd='ELBO', rate='rate: latent variables', distortion='distortion: pixels')
+    ax.set_prop_cycle(color=['k','tab:orange','tab:blue'])
+    show_curves({label: dict(bits=h[k]) for k,label in names.items()}, dict(bits=''), [ax])
+    ax.set(ylabel='validation, bits/dim', ylim=(0,None))
 
 # %% ../nbs/13_cli.ipynb #f7a35d4e
 def save_learning_curve(
     folder, # run folder with a history.csv; learning_curve.png is written beside it
 ):
-    "Draw ELBO, rate and distortion against epochs"
-    with open(Path(folder)/'history.csv', newline='') as f: rows = list(csv.DictReader(f))
-    with _picture(Path(folder)/'learning_curve.png', 6, 3.5) as ax:
-        _curves(ax, rows)
+    "Draw ELBO, rate and distortion against epochs; raises as `read_histories` does"
+    with _picture(Path(folder)/'learning_curve.png', 6, 3.5) as ax: _curves(ax, folder)
 
 # %% ../nbs/13_cli.ipynb #8deedb0c
 _free = 'epochs','path','recompute','minutes','sample_every','tensorboard','wandb'

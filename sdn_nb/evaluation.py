@@ -38,15 +38,16 @@ def _estimate(who, bits, samples):
 
 # %% ../nbs/09_evaluation.ipynb #3fff9177
 @contextmanager
-def _evaluating(model):
-    "Evaluation mode inside; afterwards the mode, and the state of the global generator (which a loader may use), from before"
-    mode = model.training
-    with torch.random.fork_rng():
-        try: yield model.eval()
-        finally: model.train(mode)
+def _at_rest(model, seed):
+    "Evaluation mode and no gradients inside the block; gives a generator on the model's device, started at `seed`; puts the mode of every part back"
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad(): yield torch.Generator(next(model.parameters(), torch.empty(0)).device).manual_seed(seed)
+    finally:
+        for m,training in modes: m.training = training
 
-# %% ../nbs/09_evaluation.ipynb #6a23be81
-@torch.no_grad()
+# %% ../nbs/09_evaluation.ipynb #60c7343a
 def elbo_estimate(
     model:nn.Module,   # model whose output has an elbo in nats, e.g. SDNVAE
     dl,                # batches of (x, x), images (B, C, H, W) in [-1, 1]
@@ -55,12 +56,12 @@ def elbo_estimate(
 )->Estimate:           # of the negative ELBO
     "Negative ELBO of all images of a DataLoader with its standard error (paper, Section 4.1); the model is in evaluation mode meanwhile. Raises `ValueError` where there are no images"
     bits = []
-    with _evaluating(model):
-        torch.manual_seed(seed)
+    with _at_rest(model, seed), torch.random.fork_rng():
+        torch.manual_seed(seed)                                         # scoring draws from the global generator
         for x,_ in progress_bar(dl, leave=False, display=progress): bits += bits_per_dim(-model(x).elbo.double(), x).tolist()
     return _estimate('elbo_bpd', bits, 1)
 
-# %% ../nbs/09_evaluation.ipynb #cef4a0ae
+# %% ../nbs/09_evaluation.ipynb #2a36a246
 def elbo_bpd(
     model:nn.Module,   # model whose output has an elbo in nats, e.g. SDNVAE
     dl,                # batches of (x, x), images (B, C, H, W) in [-1, 1]
@@ -70,14 +71,14 @@ def elbo_bpd(
     "The mean of `elbo_estimate` alone: negative ELBO over all images of a DataLoader. Raises `ValueError` where there are no images"
     return elbo_estimate(model, dl, seed, progress).bpd
 
-# %% ../nbs/09_evaluation.ipynb #501a6102
+# %% ../nbs/09_evaluation.ipynb #41d59d5f
 def _iw_bits(model, x, samples, bs, generator):
     "Bits/dim of each image of `x` from `samples` weights, with at most `bs` samples at once"
     total = torch.full((len(x),), -math.inf, dtype=torch.float64)
     for k in range(0, samples, bs): total = total.logaddexp(model.log_weights(x, min(bs, samples-k), generator).cpu().double().logsumexp(1))
     return bits_per_dim(math.log(samples)-total, x).tolist()
 
-# %% ../nbs/09_evaluation.ipynb #41d59d5f
+# %% ../nbs/09_evaluation.ipynb #4f3465ad
 def _groups(dl, size):
     "The images of `dl` in groups of `size`, whatever its batches; the last may be smaller"
     rest = None
@@ -88,12 +89,12 @@ def _groups(dl, size):
             rest = rest[size:]
     if rest is not None and len(rest): yield rest
 
-# %% ../nbs/09_evaluation.ipynb #5f7a17ff
+# %% ../nbs/09_evaluation.ipynb #0df7f188
 def _generator(seed, place, device):
     "A generator that depends on the seed and the place, and is unlike those of other seeds and places"
     return torch.Generator(device).manual_seed(np.random.SeedSequence((seed,place)).generate_state(1, np.uint64).item())
 
-# %% ../nbs/09_evaluation.ipynb #0df7f188
+# %% ../nbs/09_evaluation.ipynb #6a510a39
 def _finished(file, identity):
     "The groups in `file`; a ValueError where it is of another evaluation, or no such file"
     if not Path(file).exists(): return []
@@ -106,7 +107,7 @@ def _finished(file, identity):
     if changed: raise ValueError(f"iw_bpd: {file} is of another evaluation: {differ}. Choose another file, or remove it to begin anew.")
     return groups
 
-# %% ../nbs/09_evaluation.ipynb #b5915244
+# %% ../nbs/09_evaluation.ipynb #4d8af7a7
 @contextmanager
 def _kept(file, identity):
     "The finished groups of `file`, and a function that adds one; without a file none is kept"
@@ -119,14 +120,13 @@ def _kept(file, identity):
             return group
         yield groups,keep
 
-# %% ../nbs/09_evaluation.ipynb #6a510a39
+# %% ../nbs/09_evaluation.ipynb #e5902293
 def _check_iw(samples, seed, bs):
     "Raise a ValueError that names the argument which can't be"
     for name,v,least in (('samples',samples,1),('bs',bs,1),('seed',seed,0)):
         if type(v) is not int or v<least: raise ValueError(f"iw_bpd: `{name}` must be a whole number, at least {least}, got {v!r}.")
 
-# %% ../nbs/09_evaluation.ipynb #4d8af7a7
-@torch.no_grad()
+# %% ../nbs/09_evaluation.ipynb #0b054cf4
 def iw_bpd(
     model:nn.Module,   # model with log_weights(x, n, generator), (B, n) in nats, e.g. SDNVAE
     dl,                # batches of (x, x), images (B, C, H, W) in [-1, 1], not shuffled
@@ -140,12 +140,12 @@ def iw_bpd(
     "Importance-weighted likelihood of all images of a DataLoader (paper, Section 4.1; Burda et al., 2016). Raises `ValueError` where there are no images, for impossible numbers, and for a `file` of another evaluation"
     _check_iw(samples, seed, bs)
     n,size,bits = len(dl.dataset),max(1, bs//samples),[]
-    with _evaluating(model), _kept(file, identity|dict(images=n, samples=samples, seed=seed, bs=bs)) as (done,keep):
+    with _at_rest(model, seed), torch.random.fork_rng(), _kept(file, identity|dict(images=n, samples=samples, seed=seed, bs=bs)) as (done,keep):
         for i,x in enumerate(progress_bar(_groups(dl, size), total=-(-n//size), leave=False, display=progress)):
             bits += done[i] if i<len(done) else keep(_iw_bits(model, x, samples, bs, _generator(seed, i*size, x.device)))
     return _estimate('iw_bpd', bits, samples)
 
-# %% ../nbs/09_evaluation.ipynb #f0f71822
+# %% ../nbs/09_evaluation.ipynb #ffbd3c52
 def _counts(dl, levels):
     "How often each level occurs at each position of each channel, (C·H·W, L) in double precision"
     counts = None
@@ -155,7 +155,7 @@ def _counts(dl, levels):
         counts.scatter_add_(1, k, torch.ones_like(k, dtype=torch.float64))
     return counts
 
-# %% ../nbs/09_evaluation.ipynb #e5721a8a
+# %% ../nbs/09_evaluation.ipynb #50d80e96
 def histogram_bpd(
     train_dl, # batches of (x, x) to count, images (B, C, H, W) in [-1, 1]
     valid_dl, # batches of (x, x) to price

@@ -26,7 +26,8 @@ from torchvision.utils import make_grid
 from fastcore.basics import patch
 from .vae import SDNVAE,atomic,model_folder
 from .data import get_dls
-from .analysis import prior_samples,_at_rest
+from .evaluation import _at_rest
+from .analysis import prior_samples
 
 # %% ../nbs/12_explore.ipynb #3c13d7bd
 @dataclass(frozen=True)

@@ -6,12 +6,11 @@
 __all__ = ['ARCHS', 'Cell', 'cell_config', 'run_cell', 'run_grid', 'sdn_grid', 'read_grid', 'draw_metric', 'draw_curves']
 
 # %% ../nbs/15_disentangle_grid.ipynb #b43948c8
-import json,math,platform,shlex,sys,time
+import json,math,shlex,sys,time
 from dataclasses import asdict,dataclass,replace
 from itertools import product
 from pathlib import Path
 import fastai,sklearn,torch
-import sdn_nb
 from fastai.basics import Callback,CancelFitException,set_seed
 from fastai.callback.progress import progress_bar
 from .layers import n_params,matching_width
@@ -20,6 +19,7 @@ from .betavae import BetaVAE,BetaVAEConfig,beta_vae_learner
 from .data import get_dls
 from .disentanglement import beta_vae_metric,encoder,factor_vae_metric,mig
 from .cli import command,_plain_errors
+from .bench import _about
 
 # %% ../nbs/15_disentangle_grid.ipynb #574627f5
 ARCHS = dict(conv='CNN', sdn='SDN', conv_wide='CNN, as large')
@@ -135,12 +135,6 @@ def _done(file, cell):
     return True
 
 # %% ../nbs/15_disentangle_grid.ipynb #ce4e2f1e
-def _about(device, command):
-    "What is needed to repeat a result"
-    name = torch.cuda.get_device_name(device) if torch.device(device).type=='cuda' else f'{platform.machine()} CPU, {torch.get_num_threads()} threads'
-    return dict(command=command, device=name, sdn_nb=sdn_nb.__version__, torch=torch.__version__, fastai=fastai.__version__, sklearn=sklearn.__version__, python=platform.python_version())
-
-# %% ../nbs/15_disentangle_grid.ipynb #9606b1f9
 def run_grid(
     out,                     # folder for the results, made if missing; a JSON file for each cell
     archs=('conv','sdn'),    # decoders, of conv, sdn and conv_wide
@@ -160,18 +154,18 @@ def run_grid(
     if todo: _run(todo, files, out, path, device, command)
     return list(files.values())
 
-# %% ../nbs/15_disentangle_grid.ipynb #d3e70745
+# %% ../nbs/15_disentangle_grid.ipynb #9606b1f9
 def _run(cells, files, out, path, device, command):
     "Train cells, and write a file and print a line for each when it is done"
     info = get_dls(cells[0].data, path=path, device=device).info
     for c in cells: cell_config(c, info)                                # what can't be built is refused now
     out.mkdir(parents=True, exist_ok=True)
     for i,cell in enumerate(cells):
-        result = run_cell(cell, path, device, progress=True) | dict(about=_about(device, command))
+        result = run_cell(cell, path, device, progress=True) | dict(about=_about(command, device, fastai, sklearn))
         with atomic(files[cell]) as tmp: tmp.write_text(json.dumps(result))
         print(f"{i+1}/{len(cells)} {cell.name}: ELBO {result['valid']['elbo']:,.0f} nats,", ', '.join(f'{k} {v:.2f}' for k,v in result['metrics'].items()), f"in {sum(result['seconds'].values()):,.0f} s", flush=True)
 
-# %% ../nbs/15_disentangle_grid.ipynb #d0c2367f
+# %% ../nbs/15_disentangle_grid.ipynb #8c587273
 @command('out')
 def sdn_grid(
     out:str='runs/disentanglement', # folder for the results; cells whose files are there are skipped
@@ -201,13 +195,13 @@ def sdn_grid(
         except KeyboardInterrupt: sys.exit(f'\nstopped; the cells that are done lie in {out}, and the same command goes on')
     print(f'{len(files)} cells in {out}')
 
-# %% ../nbs/15_disentangle_grid.ipynb #54f55baf
+# %% ../nbs/15_disentangle_grid.ipynb #d0c2367f
 def _numbers(name, text, kind):
     "Numbers of a kind, separated by spaces"
     try: return [kind(t) for t in text.split()]
     except ValueError: raise ValueError(f"sdn_grid: --{name} must be numbers separated by spaces, got {text!r}.") from None
 
-# %% ../nbs/15_disentangle_grid.ipynb #66eb6303
+# %% ../nbs/15_disentangle_grid.ipynb #23a2ccc0
 def read_grid(
     folder, # folder of sdn_grid
 )->list:    # results as run_cell gives them, with about, in the order of decoder, beta and seed
@@ -220,12 +214,12 @@ def read_grid(
         except (ValueError,KeyError,TypeError) as e: raise ValueError(f"read_grid: {f} is no result of sdn_grid ({type(e).__name__}: {e}).") from e
     return sorted(results, key=lambda r: [*map(r['settings'].get, ('arch','beta','seed'))])
 
-# %% ../nbs/15_disentangle_grid.ipynb #ff7aa756
+# %% ../nbs/15_disentangle_grid.ipynb #66eb6303
 _colours = dict(conv='tab:blue', sdn='tab:orange', conv_wide='tab:green')
 def _by(results, name): return sorted({r['settings'][name] for r in results}, key=lambda v: list(ARCHS).index(v) if v in ARCHS else v)
 def _of(results, arch, beta): return [r for r in results if (r['settings']['arch'],r['settings']['beta'])==(arch,beta)]
 
-# %% ../nbs/15_disentangle_grid.ipynb #5ede2954
+# %% ../nbs/15_disentangle_grid.ipynb #ff7aa756
 def draw_metric(
     results,     # list of results, as read_grid gives them
     metric:str,  # beta_vae, factor_vae or mig
@@ -242,7 +236,7 @@ def draw_metric(
     if guess is not None: ax.axhline(guess, c='.6', ls=':', lw=1)
     ax.set_xticks(range(len(betas)), [f'{b:g}' for b in betas]); ax.set(xlabel='β', xlim=(-.6,len(betas)-.4))
 
-# %% ../nbs/15_disentangle_grid.ipynb #413d1bee
+# %% ../nbs/15_disentangle_grid.ipynb #5ede2954
 def draw_curves(
     results, # list of results, as read_grid gives them
     axs,     # four matplotlib axes

@@ -430,9 +430,9 @@ def _window(line, outside):
     return torch.cat([line[:-2], line[1:-1], line[2:]], -1).flatten(0,1)
 
 # %% ../nbs/00_scan.ipynb #88546def
-def _is_few(x, lines, keep, recompute, backend):
-    "Whether the plain loop serves `x` best"
-    return backend is None and lines<=_FEW[keep] and not recompute and x.device.type=='cpu' and x.dtype in (torch.float32,torch.float64) and x.numel()>0
+def _is_few(x, lines, keep, recompute):
+    "Whether the plain loop serves `x` better than the backend torch"
+    return lines<=_FEW[keep] and not recompute and x.device.type=='cpu' and x.dtype in (torch.float32,torch.float64) and x.numel()>0
 
 # %% ../nbs/00_scan.ipynb #78fa4517
 class _ToLines(torch.autograd.Function):
@@ -461,9 +461,9 @@ def scan(
 )->Tensor:            # corrected feature map, (B, C, H, W), in memory as the sweep's lines
     "Sweep over `x` once (Section 3 of the paper); equal to `scan_reference`, faster. Raises `ValueError` where shapes, types or direction do not fit"
     _check(x, weight_ih, weight_hh, bias_ih, bias_hh, direction)
-    chosen,lines = _choose(x, backend),x.shape[3 if _sideways(direction) else 2]
     x = _autocast(x, weight_ih, weight_hh, bias_ih, bias_hh)
+    chosen,lines = _choose(x, backend),x.shape[3 if _sideways(direction) else 2]
     if lines==1: return x.clone() # the first line is kept, and there is no other
     keep = not recompute and torch.is_grad_enabled() and any([t.requires_grad for t in (x, weight_ih, weight_hh, bias_ih, bias_hh)])
-    if _is_few(x, lines, keep, recompute, backend): return _few_lines(x, weight_ih, weight_hh, bias_ih, bias_hh, direction)
+    if backend is None and chosen=='torch' and _is_few(x, lines, keep, recompute): return _few_lines(x, weight_ih, weight_hh, bias_ih, bias_hh, direction)
     return _scan(_in_lines(x, direction), weight_ih, weight_hh, bias_ih, bias_hh, direction, keep, chosen)[0]

@@ -332,26 +332,30 @@ def from_preset(cls:SDNVAE,
     return cls(replace(_preset(name), **changes))
 
 # %% ../nbs/05_vae.ipynb #b60e4b87
+def _saved_bytes(f, weights):
+    "Bytes that autograd keeps for the backward pass of `f()`, on any device, each piece of memory once; that of `weights` does not count"
+    saved = set()
+    def note(t):
+        saved.add(t.untyped_storage())                                   # held until all is counted
+        return t
+    with saved_tensors_hooks(note, lambda t: t): f()
+    return sum(s.nbytes() for s in saved-{w.untyped_storage() for w in weights})
+
+# %% ../nbs/05_vae.ipynb #403ca9e5
 class Memory(NamedTuple):
     "Bytes that training takes, in single precision"
     weights:int   # parameters, gradients, optimizer and average
     per_image:int # what one image of the batch keeps for the way back
 
-# %% ../nbs/05_vae.ipynb #30168f8b
+# %% ../nbs/05_vae.ipynb #bca05142
 def training_memory(
     cfg:VAEConfig, # definition of the model
 )->Memory:         # an estimate in bytes; temporary buffers come on top
     "Memory that training needs, counted without taking any: weights + batch size · per_image. Mixed precision takes between half of per_image and all of it, `recompute` much less"
-    saved = {}
-    def note(t):
-        saved[t.untyped_storage()._cdata] = t.untyped_storage()
-        return t
     with torch.device('meta'): model,x = SDNVAE(cfg),torch.zeros(1, cfg.channels, *cfg.image_size)
-    ours = {p.untyped_storage()._cdata for p in model.parameters()}
-    with saved_tensors_hooks(note, lambda t: t): kept = model(x)         # kept until all is counted
-    return Memory(5*sum(p.numel()*p.element_size() for p in model.parameters()), sum(s.nbytes() for k,s in saved.items() if k not in ours))
+    return Memory(5*sum(p.nbytes for p in model.parameters()), _saved_bytes(lambda: model(x), model.parameters()))
 
-# %% ../nbs/05_vae.ipynb #3e1ccfb8
+# %% ../nbs/05_vae.ipynb #fbb9797e
 @contextmanager
 def atomic(
     path, # file to write or replace, str or Path
@@ -363,7 +367,7 @@ def atomic(
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/05_vae.ipynb #2031b386
+# %% ../nbs/05_vae.ipynb #84b75d60
 @patch
 def save_pretrained(self:SDNVAE,
     folder, # where to write, made if missing; files of the same names are replaced
@@ -378,7 +382,7 @@ def save_pretrained(self:SDNVAE,
         w.write_bytes(weights)
     return folder
 
-# %% ../nbs/05_vae.ipynb #84b75d60
+# %% ../nbs/05_vae.ipynb #0f5bde61
 def _read_config(file, kind):
     "The configuration of a `kind` of model in a config.json, or a ValueError that names the file"
     try:
@@ -387,12 +391,12 @@ def _read_config(file, kind):
         return kind(**section)
     except (ValueError,TypeError,KeyError) as e: raise ValueError(f"from_pretrained: {file} does not define a model ({type(e).__name__}: {e}).") from e
 
-# %% ../nbs/05_vae.ipynb #0f5bde61
+# %% ../nbs/05_vae.ipynb #6c8d6ca6
 def shipped():
     "Folders of the trained models that come with the package, by name"
     return {f.name: f for f in sorted(Path(files('sdn_nb')/'models').iterdir()) if f.is_dir()}
 
-# %% ../nbs/05_vae.ipynb #7c09a801
+# %% ../nbs/05_vae.ipynb #f730046c
 def model_folder(
     name, # folder of a run or of a saved model, or the name of a model that comes with the package
 )->Path:  # a folder that exists
@@ -401,7 +405,7 @@ def model_folder(
     if str(name) in shipped(): return shipped()[str(name)]
     raise FileNotFoundError(f"no folder {str(name)!r}, and no model of that name comes with the package; those that do are {', '.join(shipped())}.")
 
-# %% ../nbs/05_vae.ipynb #6c8d6ca6
+# %% ../nbs/05_vae.ipynb #fe9045f4
 @patch(cls_method=True)
 def from_pretrained(cls:SDNVAE,
     folder,       # folder written by save_pretrained, or a run of sdn_train, or the name of a model that comes with the package
@@ -417,7 +421,7 @@ def from_pretrained(cls:SDNVAE,
     except (SafetensorError,RuntimeError) as e: raise ValueError(f"from_pretrained: {weights} is damaged or not of the model in {config.name} ({str(e).splitlines()[0]}).") from e
     return model.eval()
 
-# %% ../nbs/05_vae.ipynb #4c31873e
+# %% ../nbs/05_vae.ipynb #d88e9dce
 _OURS = [(re.compile(published), ours) for published,ours in (
     (r'^first_layer\.0\.', 'first.'), (r'^ladder_layers\.', 'blocks.'), (r'^last_layer\.2\.', 'last.'), (r'^h$', 'top'),
     (r'\.post_model\.arnn\.', '.posterior.'), (r'\.cnn\.', '.conv.'),
@@ -430,7 +434,7 @@ def _our_name(name):
     for published,ours in _OURS: name = published.sub(ours, name)
     return name
 
-# %% ../nbs/05_vae.ipynb #39f90161
+# %% ../nbs/05_vae.ipynb #139d0cf6
 _AttributeDict = type('AttributeDict', (), dict(__module__='pytorch_lightning.utilities.parsing', __new__=lambda cls: {})) # a plain dictionary in place of Lightning's
 
 def _read_published(path):
@@ -449,14 +453,14 @@ def _read_published(path):
     if not isinstance(hp, dict) or not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()): raise ValueError("must hold tensors in 'state_dict' and a dictionary in 'hyper_parameters'")
     return hp,state
 
-# %% ../nbs/05_vae.ipynb #139d0cf6
+# %% ../nbs/05_vae.ipynb #db5584de
 def _hyper(hp, name, kind=int, default=None):
     "A number among the hyper-parameters, which may be text"
     if name not in hp and default is None: raise ValueError(f"has no hyper-parameter `{name}`")
     try: return kind(str(hp.get(name, default)))
     except ValueError: raise ValueError(f"hyper-parameter `{name}` must be a number ({kind.__name__}), got {hp[name]!r}") from None
 
-# %% ../nbs/05_vae.ipynb #b5878c48
+# %% ../nbs/05_vae.ipynb #0daf8de8
 def _published_weights(hp, state):
     "By our names: the averages where there are any, else the plain weights; the other; are they averages?"
     prefix = 'ema.shadow_params.'
@@ -465,7 +469,7 @@ def _published_weights(hp, state):
     moved = bool(ema) and _hyper(hp, 'ema_coef', float, .999) not in (0,1)
     return (ema,plain,True) if moved else (plain,ema,False)
 
-# %% ../nbs/05_vae.ipynb #0daf8de8
+# %% ../nbs/05_vae.ipynb #3fe7a9cb
 _TAKEN = dict(obs_model=('DML',), post_model=('IAF','IsoGaussian'), prior_model=('IsoGaussian',), downsample_first=('False','0','None')) # as text; the others have no counterpart
 
 def _check_taken(hp):
@@ -473,7 +477,7 @@ def _check_taken(hp):
         if (got := str(hp.get(name, allowed[0]))) not in allowed: raise ValueError(f"hyper-parameter `{name}` is {got}, which has no counterpart here; it must be {' or '.join(allowed)}")
     for name in ('obs_model','post_model'): _hyper(hp, name, str)
 
-# %% ../nbs/05_vae.ipynb #c38103d9
+# %% ../nbs/05_vae.ipynb #bcc11066
 def _published_size(hp, image_size):
     "Side of the images: as given, or that of the data set named in the file"
     known = dict(cifar10=32, imagenet32=32, celebahq256=256, **{'3dshapes': 64})
@@ -483,7 +487,7 @@ def _published_size(hp, image_size):
     if len(size)!=2 or size[0]!=size[1] or size[0]==28: raise ValueError(f"`image_size` must be one number or a square, other than 28 (which the published code pads inside), got {size}")
     return size
 
-# %% ../nbs/05_vae.ipynb #3fe7a9cb
+# %% ../nbs/05_vae.ipynb #9085bade
 def _halvings(hp, size, depth):
     "Blocks of `ds_list` that halve the map; the published code leaves a map of one position as it is"
     ds,scale,halve = hp.get('ds_list'),size[0],[]
@@ -494,7 +498,7 @@ def _halvings(hp, size, depth):
         if i in ds and scale>1: halve,scale = halve+[i],scale//2
     return tuple(halve)
 
-# %% ../nbs/05_vae.ipynb #bcc11066
+# %% ../nbs/05_vae.ipynb #42702a62
 def _published_config(hp, weights, image_size, channels):
     "Configuration of a published model from its hyper-parameters and `weights` by our names"
     _check_taken(hp)
@@ -510,7 +514,7 @@ def _published_config(hp, weights, image_size, channels):
     return VAEConfig(size, found, 2**bits, depth, _halvings(hp, size, depth), h=_hyper(hp, 'h_size'), z=_hyper(hp, 'z_size'), mix=_hyper(hp, 'mix_components'), free_bits=_hyper(hp, 'free_bits', float),
         context=len(weights.get('blocks.0.posterior.conv_a.bias', ())) if hp['post_model']=='IAF' else 0, min_scale=_hyper(hp, 'sdn_min_scale'), max_scale=top_scale, **sdn)
 
-# %% ../nbs/05_vae.ipynb #42702a62
+# %% ../nbs/05_vae.ipynb #0a957f4d
 def _our_outputs(name, v, cfg):
     "Output channels of the last layer in our order; other parameters as they are"
     if not name.startswith('last.') or name.startswith(('last.sdn.project_in.','last.sdn.correction.')): return v
@@ -521,7 +525,7 @@ def _our_outputs(name, v, cfg):
     if any(len(p)!=n for p in parts): raise ValueError(f"{name} must have {len(parts)}·{n} output channels for {M} components, got {len(v)}")
     return torch.cat([p[order] for p in parts])
 
-# %% ../nbs/05_vae.ipynb #1a996ffa
+# %% ../nbs/05_vae.ipynb #28e8a003
 def _published_state(cfg, weights):
     "State of the model of `cfg`; raises where the file lacks a weight, or has it in another shape than the hyper-parameters call for"
     with torch.device('meta'): ours = SDNVAE(cfg).state_dict()
@@ -531,7 +535,7 @@ def _published_state(cfg, weights):
         if v.shape!=ours[k].shape: raise ValueError(f"{k} has shape {tuple(v.shape)} in the file, but the hyper-parameters call for {tuple(ours[k].shape)}")
     return state
 
-# %% ../nbs/05_vae.ipynb #28e8a003
+# %% ../nbs/05_vae.ipynb #951fc76f
 def _tell_left_out(cfg, state, others, averages):
     "Warn of what was not taken from a published file"
     up_b = f'blocks.{cfg.depth-1}.up_b.'
@@ -542,7 +546,7 @@ def _tell_left_out(cfg, state, others, averages):
     if unknown: notes.append(f"no place was found for {', '.join(unknown)}")
     if notes: warnings.warn('from_published: '+'; '.join(notes)+'.', stacklevel=3)
 
-# %% ../nbs/05_vae.ipynb #3027894d
+# %% ../nbs/05_vae.ipynb #302aa19d
 @patch(cls_method=True)
 def from_published(cls:SDNVAE,
     path,            # checkpoint of the published code, a .ckpt file

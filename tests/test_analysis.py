@@ -343,3 +343,6 @@ def test_curves(tmp_path):
     assert list(axs[0].lines[-1].get_xdata())==[5,5]
     low,high = axs[0].collections[0].get_paths()[0].get_extents().get_points()[:,1]
     assert (low,high)==(0,11) and len(show_curves(dict(one=h), dict(bpd='ELBO'), axs=axs[1:]))==1
+    for n,want in (1,[1]),(2,[1,2]): # epochs are whole numbers
+        ax = show_curves(dict(one={k:v[:,:n] for k,v in h.items()}), dict(bpd='ELBO'))[0]
+        assert [t for t in ax.get_xticks() if ax.get_xlim()[0]<=t<=ax.get_xlim()[1]]==want

@@ -7,8 +7,10 @@ from tempfile import TemporaryDirectory
 
 import numpy as np, pytest, torch
 from PIL import Image
+from matplotlib.figure import Figure
 import sdn_nb
-from sdn_nb.vae import SDNVAE
+from sdn_nb.cli import _curves
+from sdn_nb.vae import SDNVAE, model_folder
 
 FILES = {'config.json', 'model.safetensors', 'history.csv', 'checkpoint.pt', 'evaluation.json', 'samples.png', 'reconstructions.png', 'learning_curve.png'}
 OPTIONS = dict(sdn_train='--preset --epochs --bs --lr --path --size --seed --no-sdn --fp16 --bf16 --accumulate --warmup --minutes --sample_every --recompute --tensorboard --wandb --out --resume --overwrite', sdn_sample='--n --temperature --seed --out', sdn_eval='--samples --split --seed --bs --device', sdn_explore='--port --no-browser')
@@ -135,6 +137,15 @@ def test_folder_of_colour_images(work):
     assert all(np.isfinite(list(json.loads((folder/'evaluation.json').read_text()).values())))
     code,out,_ = run(work, 'sdn_sample', 'runs/pictures', '--n', 3, '--out', 'three.png')
     assert (code,out)==(0,'three.png\n') and Image.open(work/'three.png').width>100
+
+def test_learning_curve_is_the_history():
+    folder = model_folder('digits')
+    rows,ax = list(csv.DictReader(open(folder/'history.csv'))),Figure().subplots()
+    _curves(ax, folder)
+    assert [t.get_text() for t in ax.get_legend().get_texts()]==['ELBO','rate: latent variables','distortion: pixels'] and ax.get_ylim()[0]==0
+    for line,name,colour in zip(ax.lines, ('bpd','rate','distortion'), ('k','tab:orange','tab:blue'), strict=True):
+        assert list(line.get_xdata())==[int(r['epoch'])+1 for r in rows] and line.get_color()==colour
+        np.testing.assert_allclose(line.get_ydata(), [float(r[name]) for r in rows], rtol=1e-12)
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):

@@ -13,7 +13,7 @@ def iw(model, dl, samples, **kw): return iw_bpd(model, dl, samples, progress=Fal
 
 class Recorded(nn.Module):
     "Keeps the size of every call, and whether gradients and training mode were on"
-    def __init__(self): super().__init__(); self.calls,self.grad = [],set()
+    def __init__(self): super().__init__(); self.calls,self.grad,self.frozen = [],set(),nn.Dropout().eval()
     def note(self, x, n): self.calls.append((len(x),n)); self.grad.add((torch.is_grad_enabled(), self.training))
 
 class Table(Recorded):
@@ -139,7 +139,7 @@ def test_neither_gradients_nor_traces():
     model = Linear()
     torch.manual_seed(4); want = torch.rand(2); torch.manual_seed(4)
     iw(model, loader(images(5)), 3)
-    assert torch.equal(torch.rand(2), want) and model.grad=={(False,False)} and model.training
+    assert torch.equal(torch.rand(2), want) and model.grad=={(False,False)} and model.training and not model.frozen.training
     class Bad(Linear):
         def log_weights(self, *a): raise RuntimeError('no')
     bad = Bad()

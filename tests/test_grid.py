@@ -158,7 +158,7 @@ def test_a_result_says_what_was_done(tmp_path):
     cell = Cell('sdn', 2., 1, **(tiny|dict(iterations=30, anneal=20, every=10)))    # epochs have 13 steps
     r = json.loads(run_grid(tmp_path, ('sdn',), (2,), (1,), device='cpu', command='told', **(tiny|dict(iterations=30, anneal=20, every=10)))[0].read_text())
     assert r['settings']==asdict(cell) and r['curves']['iteration']==[10,20,30] and r['curves']['beta']==pytest.approx([.9, 1.9, 2.])
-    assert r['about']['command']=='told' and r['data']['name']=='bars' and len(r['data']['sha256'])==64 and r['about']['torch']==torch.__version__
+    assert list(r['about'])==['command','device','sdn_nb','torch','fastai','sklearn','python'] and r['about']['command']=='told' and r['data']['name']=='bars' and len(r['data']['sha256'])==64 and r['about']['torch']==torch.__version__
     assert r['valid']['elbo']==pytest.approx(r['valid']['log_px']-sum(r['valid']['kl']), rel=1e-5) and len(r['valid']['kl'])==3
     assert r['parameters']==n_params(BetaVAE(cell_config(cell, get_dls('bars', device='cpu').info)))
     assert set(r['metrics'])=={'beta_vae','factor_vae','mig'} and all(0<=v<=1 for v in r['metrics'].values())

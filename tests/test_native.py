@@ -1,0 +1,197 @@
+"The compiled sweep against the literal loop in float64: random maps and threads, other instruction sets, extremes; and what happens where it can't be built"
+import os, platform, random, subprocess, sys
+from pathlib import Path
+import pytest, torch
+from torch import nn
+from sdn_nb import native
+from sdn_nb.scan import scan, scan_reference, DIRECTIONS
+
+if native._compiler() is None: pytest.skip('there is no C++ compiler', allow_module_level=True)
+
+NAMES = ('y','x','weight_ih','weight_hh','bias_ih','bias_hh')
+LAYOUTS = dict(contiguous=lambda x: x.contiguous(), channels_last=lambda x: x.contiguous(memory_format=torch.channels_last),
+               transposed=lambda x: x.mT.contiguous().mT, strided=lambda x: torch.stack([x,x],-1)[...,0], expanded=lambda x: x[:1].expand_as(x))
+
+@pytest.fixture(autouse=True)
+def poisoned():
+    "New tensors come filled with NaN; the number of threads is as it was afterwards"
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(3).isnan().all()
+    yield torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+
+def cell(C, scale=1.): return [(scale*p.detach()).requires_grad_() for p in nn.GRUCell(3*C, C).parameters()]
+
+def run(f, x, params):
+    "Output of `f` and the gradients of a fixed random projection"
+    x = x.detach().requires_grad_()
+    y = f(x, *params)
+    g = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y.dtype)
+    return y, *torch.autograd.grad(y, [x,*params], g, allow_unused=True, materialize_grads=True)
+
+def agree(x, params, direction='right', recompute=False, tol=2e-5):
+    "Output and gradients as those of the reference in float64: same shapes and types, error relative to the largest entry; NaN fails"
+    got = run(lambda *a: scan(*a, direction, recompute, 'cpp'), x, params)
+    want = run(lambda *a: scan_reference(*a, direction), x.double(), [p.detach().double().requires_grad_() for p in params])
+    for name,g,w in zip(NAMES, got, want, strict=True):
+        assert g.shape==w.shape and g.dtype==x.dtype, name
+        if not g.numel(): continue
+        err = ((g.double()-w).abs().max()/w.abs().max().clamp(min=1e-3)).item()
+        if not err<=tol: raise AssertionError(f'{name}: relative error {err:.1e} > {tol:.0e}')
+
+@pytest.mark.parametrize('seed', range(24))
+def test_random_maps(seed):
+    r = random.Random(seed)
+    torch.set_num_threads(r.randint(1,4))
+    C = r.choice((r.randint(1,40),r.randint(40,120)))
+    x = r.choice(list(LAYOUTS.values()))(torch.randn(r.randint(1,6),C,r.randint(2,24),r.randint(2,24)))
+    agree(x, cell(C), r.choice(DIRECTIONS), r.random()<.5)
+
+@pytest.mark.parametrize('C', [*range(1,19),31,32,33,48,64,65,80,96,112,128,144,160,176,192,208,224,240,256,272], ids=str)
+def test_every_number_of_vectors(C): agree(torch.randn(2,C,3,4), cell(C), 'up')
+
+@pytest.mark.parametrize('recompute', [False,True], ids=['keep','recompute'])
+@pytest.mark.parametrize('shape', [(0,3,5,4),(1,1,1,2),(1,1,2,2),(7,2,1,5),(1,5,300,3),(1,5,3,300)], ids=str)
+def test_odd_shapes(shape, recompute):
+    torch.set_num_threads(3)
+    for direction in DIRECTIONS: agree(torch.randn(shape), cell(shape[1]), direction, recompute)
+
+@pytest.mark.parametrize('shape', [(0,3,5,4),(2,3,0,4),(2,3,4,0)], ids=str)
+def test_nothing_to_do(shape):
+    for direction in DIRECTIONS:
+        y,*grads = run(lambda *a: scan(*a,direction,backend='cpp'), torch.randn(shape), cell(3))
+        assert y.shape==grads[0].shape==shape and not any(g.any() for g in grads)
+
+def test_one_line():
+    "The operation itself, which scan does not call for one line"
+    x,params = torch.randn(2,3,5,1),[p.detach() for p in cell(3)]
+    y,*saved = torch.ops.sdn_nb.scan(x,*params,'left',True,'cpp')
+    dx,*grads = torch.ops.sdn_nb.scan_backward(y+1,x,y,*saved,*params,'left','cpp')
+    assert y.equal(x) and dx.equal(x+1) and not any(g.any() for g in grads)
+
+@pytest.mark.parametrize('direction', DIRECTIONS)
+def test_rows_are_computed_alike_wherever_they_lie(direction):
+    "Bit for bit: threads, other samples in the batch and keeping the gates make no difference"
+    x,params = torch.randn(5,20,9,11),[p.detach() for p in cell(20)]
+    y = scan(x,*params,direction,backend='cpp')
+    for threads in (2,3,4):
+        torch.set_num_threads(threads)
+        assert scan(x,*params,direction,backend='cpp').equal(y)
+    assert torch.cat([scan(s,*params,direction,backend='cpp') for s in x.split(1)]).equal(y)
+    assert scan(x.clone().requires_grad_(),*params,direction,backend='cpp').equal(y)
+
+def test_threads_change_gradients_by_rounding_alone():
+    x,params,grads = torch.randn(4,20,16,9),cell(20),[]
+    for threads in (1,2,5):
+        torch.set_num_threads(threads)
+        grads.append(run(lambda *a: scan(*a,backend='cpp'), x, params))
+    for other in grads[1:]:
+        for a,b in zip(grads[0],other): torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+def test_open_and_shut_gates():
+    "Far out, where the exponential is clamped: no infinity, no NaN, and what the reference has"
+    for scale in (1e2,1e4):
+        *weights,b_ih,b_hh = cell(5)
+        agree(torch.randn(2,5,6,7), [*weights,*((scale*b.detach()).requires_grad_() for b in (b_ih,b_hh))])
+
+def test_nan_goes_where_the_reference_sends_it():
+    x,params = torch.randn(1,3,7,6),[p.detach() for p in cell(3)]
+    x[0,1,3,2] = torch.nan
+    got,want = (f(x,*params) for f in (lambda *a: scan(*a,backend='cpp'), scan_reference))
+    assert 0<want.isnan().sum()<want.numel() and got.isnan().equal(want.isnan())
+    torch.testing.assert_close(got, want, equal_nan=True)
+
+def test_infinity_is_not_hidden():
+    "Where the reference has NaN, from 0 times infinity, a gate that is nearly shut leaves infinity"
+    x,params = torch.randn(1,3,7,6),[p.detach() for p in cell(3)]
+    x[0,1,3,2] = torch.inf
+    assert not scan(x,*params,backend='cpp')[0,1,3,2].isfinite()
+
+@pytest.mark.parametrize('dtype', [torch.float16,torch.bfloat16], ids=['fp16','bf16'])
+def test_half(dtype):
+    x,params = torch.randn(2,7,5,8).to(dtype),[p.detach().to(dtype).requires_grad_() for p in cell(7)]
+    agree(x, params, 'left', tol=4*torch.finfo(dtype).eps)
+
+@pytest.mark.parametrize('direction', DIRECTIONS)
+@pytest.mark.parametrize('keep', [True,False], ids=['keep','recompute'])
+def test_opcheck(direction, keep):
+    torch.use_deterministic_algorithms(False)   # opcheck compares what is saved, the unused ends of which hold anything
+    for shape in ((2,3,4,5),(1,1,9,3)):
+        x,params = torch.randn(shape,requires_grad=True),cell(shape[1])
+        torch.library.opcheck(torch.ops.sdn_nb.scan.default, (x,*params,direction,keep,'cpp'))
+        x,params = x.detach(),[p.detach() for p in params]
+        y,*saved = torch.ops.sdn_nb.scan(x,*params,direction,keep,'cpp')
+        torch.library.opcheck(torch.ops.sdn_nb.scan_backward.default, (y.clone(),x,y,*saved,*params,direction,'cpp'))
+
+def test_backward_twice_through_one_graph():
+    x,params = torch.randn(2,3,8,9,requires_grad=True),cell(3)
+    y = scan(x,*params,backend='cpp')
+    first,second = (torch.autograd.grad(y.sum(), [x,*params], retain_graph=True) for _ in range(2))
+    for a,b in zip(first,second): assert a.equal(b)
+
+# other processors
+
+@pytest.fixture(params=['x86-64-v3','x86-64'])
+def older(request, monkeypatch):
+    "The library for a processor without AVX-512, and for one without AVX"
+    if platform.machine()!='x86_64' or 'avx2' not in Path('/proc/cpuinfo').read_text(): pytest.skip('needs a processor with AVX2')
+    lib = native._load(native._build(native._SOURCE, [f.replace('native',request.param) for f in native._FLAGS]))
+    monkeypatch.setattr(native, '_library', lambda: lib)
+
+@pytest.mark.parametrize('seed', range(6))
+def test_older_processors(older, seed):
+    r = random.Random(seed)
+    torch.set_num_threads(r.randint(1,3))
+    C = r.randint(1,70)
+    agree(torch.randn(r.randint(1,5),C,r.randint(2,13),r.randint(2,13)), cell(C), r.choice(DIRECTIONS), r.random()<.5)
+
+# building
+
+def elsewhere(code, **env):
+    "What `code` prints in a process of its own"
+    run = subprocess.run([sys.executable,'-W','ignore','-c',code], capture_output=True, text=True, env=os.environ|env)
+    assert run.returncode==0, run.stderr
+    return run.stdout.strip()
+
+CHOICE = '''
+import torch, sdn_nb.native
+from sdn_nb.scan import scan, _choose
+x,p = torch.randn(1,3,20,20),list(torch.nn.GRUCell(9,3).parameters())
+y = scan(x,*p)
+print(_choose(x,None))
+try: scan(x,*p,backend='cpp')
+except RuntimeError as e: print(e)
+'''
+
+@pytest.mark.parametrize('env,reason', [(dict(CXX='/bin/false',PATH=''),"/bin/false can't compile"), (dict(CXX='',PATH=''),'there is no C++ compiler: install one'), (dict(XDG_CACHE_HOME='/dev/null'),'Not a directory')],
+                         ids=['broken compiler','no compiler','no room'])
+def test_cannot_be_built(env, reason):
+    chosen,message = elsewhere(CHOICE, **env).split('\n',1)
+    assert chosen=='torch' and "backend 'cpp' can't run on this `x`" in message and reason in message
+
+def test_compiler_message(tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    monkeypatch.setattr(native, '_SOURCE', 'int main( {')
+    assert 'error' in native._library.__wrapped__()
+    assert not list((tmp_path/'sdn_nb').iterdir())
+
+def test_is_built_once_by_processes_that_start_together(tmp_path):
+    both = [subprocess.Popen([sys.executable,'-W','ignore','-c',CHOICE], stdout=subprocess.PIPE, text=True, env=os.environ|dict(XDG_CACHE_HOME=str(tmp_path))) for _ in range(2)]
+    assert [p.communicate()[0].split() for p in both]==[['cpp']]*2
+    built, = (tmp_path/'sdn_nb').iterdir()
+    when = built.stat().st_mtime_ns
+    assert elsewhere(CHOICE, XDG_CACHE_HOME=str(tmp_path))=='cpp' and built.stat().st_mtime_ns==when
+
+def test_chosen_where_it_suits():
+    from sdn_nb.scan import _choose
+    chosen = lambda C,dtype: _choose(torch.empty(1,C,4,4,dtype=dtype),None)
+    assert [chosen(C,torch.float32) for C in (1,200,256,257)]==['cpp']*3+['torch']
+    assert [chosen(C,torch.bfloat16) for C in (8,127,128)]==['cpp']*2+['torch']
+    assert chosen(8,torch.float64)=='torch' and _choose(torch.empty(1,8,4,4,device='meta'),None)=='torch'
+
+def test_few_lines_are_swept_too():
+    "Where this backend serves, no plain loop is put in its place"
+    x,params = torch.randn(2,3,5,4,requires_grad=True),cell(3)
+    assert 'sdn_nb_scan' in scan(x,*params).grad_fn.name()
