@@ -116,14 +116,18 @@ static long padded(long C) { return (C+V-1)/V*V; }
 
 struct Cell {
     Buffer neighbours, hidden, bias;
-    Cell(long C, const float* w_ih, const float* w_hh, const float* b_ih, const float* b_hh): neighbours(9*C*padded(C)), hidden(3*C*padded(C)), bias(4*padded(C)) {
+    Cell(long C, int threads, const float* w_ih, const float* w_hh, const float* b_ih, const float* b_hh): neighbours(9*C*padded(C)), hidden(3*C*padded(C)), bias(4*padded(C)) {
+        float *n = neighbours, *h = hidden, *b = bias;
         long P = padded(C);
-        for (long g = 0; g < 3; g++) for (long i = 0; i < C; i++) {
-            long f = i/V*V, row = g*C+i;
-            for (long k = 0; k < 3*C; k++) neighbours[(3*f*C + k*V)*3 + g*V + i%V] = w_ih[row*3*C + k];
-            for (long k = 0; k < C; k++) hidden[(f*C + k*V)*3 + g*V + i%V] = w_hh[row*C + k];
-            bias[(g+1)*P + i] = b_ih[row] + (g < 2 ? b_hh[row] : 0);
-            if (g == 2) bias[i] = b_hh[row];
+        #pragma omp parallel for num_threads(threads)
+        for (long f = 0; f < P; f += V) for (long g = 0; g < 3; g++) {
+            long row = g*C + f, features = std::min<long>(V, C-f);
+            for (long k = 0; k < 3*C; k++) for (long v = 0; v < features; v++) n[(3*f*C + k*V)*3 + g*V + v] = w_ih[(row+v)*3*C + k];
+            for (long k = 0; k < C; k++) for (long v = 0; v < features; v++) h[(f*C + k*V)*3 + g*V + v] = w_hh[(row+v)*C + k];
+            for (long v = 0; v < features; v++) {
+                b[(g+1)*P + f+v] = b_ih[row+v] + (g < 2 ? b_hh[row+v] : 0);
+                if (g == 2) b[f+v] = b_hh[row+v];
+            }
         }
     }
 };
@@ -173,7 +177,7 @@ template<class Done> static void gates(const Part& s, Cell& cell, const float* u
 # %% ../nbs/01a_native.ipynb #c3552fc2
 _FORWARD = r'''
 extern "C" void sweep_forward(long T, long L, long B, long C, bool reversed, int threads, const float* x, const float* w_ih, const float* w_hh, const float* b_ih, const float* b_hh, float* y, float* kept) {
-    Cell cell(C, w_ih, w_hh, b_ih, b_hh);
+    Cell cell(C, threads, w_ih, w_hh, b_ih, b_hh);
     long P = padded(C), size = (L*B + 2*B + M)*P;
     Buffer one(size), two(size);
     #pragma omp parallel num_threads(threads)
@@ -275,11 +279,11 @@ static void hand_out(long C, const float* sums, float* dw_ih, float* dw_hh, floa
 _BACKWARD = r'''
 extern "C" void sweep_backward(long T, long L, long B, long C, bool reversed, int threads, const float* dy, const float* x, const float* w_ih, const float* w_hh, const float* b_ih, const float* b_hh, const float* y, const float* kept,
                                float* dx, float* dw_ih, float* dw_hh, float* db_ih, float* db_hh) {
-    Cell cell(C, w_ih, w_hh, b_ih, b_hh);
+    Cell cell(kept ? 0 : C, threads, w_ih, w_hh, b_ih, b_hh);
     Buffer neighbours = packed(w_ih, C, 3), hidden = packed(w_hh, C, 1);
     long P = padded(C), A = 4*P+V, R = L*B, line = (R + 2*B + M)*A, size = (C+M-1)/M*M*P, total = 16*size + 4*P;
     long n = std::max(1L, std::min(T, 256*threads/R));
-    Buffer alphas(2*n*line), sums(total);
+    Buffer alphas(2*n*line);
     std::vector<float*> parts(threads);
     #pragma omp parallel num_threads(threads)
     {
@@ -317,10 +321,10 @@ extern "C" void sweep_backward(long T, long L, long B, long C, bool reversed, in
             #pragma omp barrier
         }
         #pragma omp barrier
-        for (long t = 0; t < all; t++) for (long i = total*me/all; i < total*(me+1)/all; i++) sums[i] += parts[t][i];
+        for (long t = 1; t < all; t++) for (long i = total*me/all; i < total*(me+1)/all; i++) parts[0][i] += parts[t][i];
         #pragma omp barrier
+        if (me == 0) hand_out(C, grads, dw_ih, dw_hh, db_ih, db_hh);
     }
-    hand_out(C, sums, dw_ih, dw_hh, db_ih, db_hh);
 }
 '''
 
@@ -381,6 +385,6 @@ def _why_not(x):
     return _trouble()
 
 # %% ../nbs/01a_native.ipynb #5bcdcb32
-_WIDEST = 256 # features
+_WIDEST = 400 # features
 def _suits(x): return x.shape[1]<=_WIDEST and (x.dtype==torch.float32 or x.shape[1]<_HALF_FROM)
 register_backend('cpp', _forward, _backward, _why_not, _torch_buffers, _suits)

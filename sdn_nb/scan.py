@@ -412,7 +412,7 @@ def _autocast(x, *params):
     return x
 
 # %% ../nbs/00_scan.ipynb #a4ff3758
-_FEW = {True: 6, False: 12} # lines, with a way back and without one
+_FEW = {True: 6, False: 12} # lines of the backend torch, with a way back and without one
 
 # %% ../nbs/00_scan.ipynb #663fb7f4
 def _few_lines(x, *params_and_direction):
@@ -430,9 +430,10 @@ def _window(line, outside):
     return torch.cat([line[:-2], line[1:-1], line[2:]], -1).flatten(0,1)
 
 # %% ../nbs/00_scan.ipynb #88546def
-def _is_few(x, lines, keep, recompute):
-    "Whether the plain loop serves `x` better than the backend torch"
-    return lines<=_FEW[keep] and not recompute and x.device.type=='cpu' and x.dtype in (torch.float32,torch.float64) and x.numel()>0
+def _is_few(x, lines, keep, recompute, chosen):
+    "Whether the plain loop serves `x` better than the backend `chosen`"
+    if recompute or x.device.type!='cpu' or x.dtype not in (torch.float32,torch.float64) or x.numel()==0: return False
+    return lines<=(_FEW[keep] if chosen=='torch' else 2) or 2*x.numel()<x.shape[1]**2
 
 # %% ../nbs/00_scan.ipynb #78fa4517
 class _ToLines(torch.autograd.Function):
@@ -465,5 +466,5 @@ def scan(
     chosen,lines = _choose(x, backend),x.shape[3 if _sideways(direction) else 2]
     if lines==1: return x.clone() # the first line is kept, and there is no other
     keep = not recompute and torch.is_grad_enabled() and any([t.requires_grad for t in (x, weight_ih, weight_hh, bias_ih, bias_hh)])
-    if backend is None and chosen=='torch' and _is_few(x, lines, keep, recompute): return _few_lines(x, weight_ih, weight_hh, bias_ih, bias_hh, direction)
+    if backend is None and _is_few(x, lines, keep, recompute, chosen): return _few_lines(x, weight_ih, weight_hh, bias_ih, bias_hh, direction)
     return _scan(_in_lines(x, direction), weight_ih, weight_hh, bias_ih, bias_hh, direction, keep, chosen)[0]

@@ -187,7 +187,7 @@ def test_is_built_once_by_processes_that_start_together(tmp_path):
 def test_chosen_where_it_suits():
     from sdn_nb.scan import _choose
     chosen = lambda C,dtype: _choose(torch.empty(1,C,4,4,dtype=dtype),None)
-    assert [chosen(C,torch.float32) for C in (1,200,256,257)]==['cpp']*3+['torch']
+    assert [chosen(C,torch.float32) for C in (1,200,400,401)]==['cpp']*3+['torch']
     assert [chosen(C,torch.bfloat16) for C in (8,127,128)]==['cpp']*2+['torch']
     assert chosen(8,torch.float64)=='torch' and _choose(torch.empty(1,8,4,4,device='meta'),None)=='torch'
 
