@@ -15,8 +15,8 @@ from .scan import _HALF_FROM, _lines, _map, _reversed, _torch_buffers, _wide, re
 # %% ../nbs/01a_native.ipynb #5f725028
 _FLAGS = '-std=gnu++17 -O3 -march=native -ffp-contract=fast -fopenmp -fPIC -w'.split()
 def _compiler():
-    "Path of the C++ compiler: the one that CXX names, else the first there is, else None"
-    return next((path for name in (os.environ.get('CXX'),'c++','g++','clang++') if name and (path := shutil.which(name))), None)
+    "Path of the C++ compiler: the one that CXX names, else GCC, else what is called c++, else None"
+    return next((path for name in (os.environ.get('CXX'),'g++','c++') if name and (path := shutil.which(name))), None)
 
 # %% ../nbs/01a_native.ipynb #e3ffce4b
 def _run(*command): return subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -26,7 +26,7 @@ def _cache(): return Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cach
 def _build(source, flags=_FLAGS):
     "Path of `source` as a library, compiled now unless it was before; raises OSError without a compiler, CalledProcessError if it fails"
     compiler = _compiler()
-    if compiler is None: raise OSError('there is no C++ compiler: install one (on Debian and Ubuntu: apt install g++), or name it in the environment variable CXX')
+    if compiler is None: raise OSError('there is no C++ compiler: install GCC (on Debian and Ubuntu: apt install g++), or name it in the environment variable CXX')
     macros = _run(compiler, *flags, '-dM', '-E', '-x', 'c++', os.devnull)
     path = _cache()/(hashlib.sha256('\0'.join((source,*flags,macros)).encode()).hexdigest()[:20]+'.so')
     if not path.exists():
@@ -342,9 +342,11 @@ def _load(path):
 @cache
 def _library():
     "The compiled sweeps, or a text that says why there are none"
-    try: return _load(_build(_SOURCE))
+    try: path = _build(_SOURCE)
     except subprocess.CalledProcessError as e: return f"{e.cmd[0]} can't compile it: {(e.stderr.strip() or 'it says nothing').splitlines()[0]}"
     except (OSError,RuntimeError) as e: return str(e)
+    try: return _load(path)
+    except OSError as e: return f"it can't be loaded after it was compiled by {_compiler()}: {e}. Set CXX to GCC, whose OpenMP is the one in PyTorch for Linux"
 
 # %% ../nbs/01a_native.ipynb #88c7ec59
 _ROWS = 16

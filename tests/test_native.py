@@ -165,7 +165,7 @@ try: scan(x,*p,backend='cpp')
 except RuntimeError as e: print(e)
 '''
 
-@pytest.mark.parametrize('env,reason', [(dict(CXX='/bin/false',PATH=''),"/bin/false can't compile"), (dict(CXX='',PATH=''),'there is no C++ compiler: install one'), (dict(XDG_CACHE_HOME='/dev/null'),'Not a directory')],
+@pytest.mark.parametrize('env,reason', [(dict(CXX='/bin/false',PATH=''),"/bin/false can't compile"), (dict(CXX='',PATH=''),'there is no C++ compiler: install GCC'), (dict(XDG_CACHE_HOME='/dev/null'),'Not a directory')],
                          ids=['broken compiler','no compiler','no room'])
 def test_cannot_be_built(env, reason):
     chosen,message = elsewhere(CHOICE, **env).split('\n',1)
@@ -176,6 +176,12 @@ def test_compiler_message(tmp_path, monkeypatch):
     monkeypatch.setattr(native, '_SOURCE', 'int main( {')
     assert 'error' in native._library.__wrapped__()
     assert not list((tmp_path/'sdn_nb').iterdir())
+
+def test_cannot_be_loaded(tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    monkeypatch.setattr(native, '_SOURCE', 'extern "C" void nowhere(); extern "C" void sweep_forward() { nowhere(); }')
+    why = native._library.__wrapped__()
+    assert "can't be loaded" in why and 'nowhere' in why and 'CXX' in why
 
 def test_is_built_once_by_processes_that_start_together(tmp_path):
     both = [subprocess.Popen([sys.executable,'-W','ignore','-c',CHOICE], stdout=subprocess.PIPE, text=True, env=os.environ|dict(XDG_CACHE_HOME=str(tmp_path))) for _ in range(2)]
