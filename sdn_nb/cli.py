@@ -76,14 +76,14 @@ def save_learning_curve(
 
 # %% ../nbs/13_cli.ipynb #8deedb0c
 _free = 'epochs','path','recompute','minutes','sample_every','tensorboard','wandb'
-_plain = dict(path=None, recompute=False, precision='fp32', accumulate=1, warmup=0., minutes=10., sample_every=10, tensorboard=False, wandb=False)
+_plain = dict(path=None, width=None, recompute=False, precision='fp32', accumulate=1, warmup=0., minutes=10., sample_every=10, tensorboard=False, wandb=False)
 
 def _check_settings(given):
     "Raise a ValueError that names the option which can't be"
     def check(name, ok, allowed):
         if name in given and not ok(given[name]): raise ValueError(f"sdn_train: --{name} must be {allowed}, got {given[name]}.")
     check('lr', lambda v: 0<v<float('inf'), 'a positive number')
-    for name in ('epochs','accumulate'): check(name, lambda v: v>=1, 'at least 1')
+    for name in ('epochs','accumulate','width'): check(name, lambda v: v>=1, 'at least 1')
     for name in ('warmup','minutes','sample_every'): check(name, lambda v: 0<=v<float('inf'), 'zero or more')
 
 # %% ../nbs/13_cli.ipynb #1d79abd6
@@ -180,7 +180,8 @@ def _build(s):
     set_seed(s['seed'])
     dls = get_dls(s['dataset'], bs=s['bs'], seed=s['seed'], size=s['size'], path=s['path'])
     info = dls.info
-    model = SDNVAE(replace(_preset(s['preset']), image_size=info.image_size, channels=info.channels, levels=info.levels, sdn=s['sdn']))
+    preset = _preset(s['preset'])
+    model = SDNVAE(replace(preset, image_size=info.image_size, channels=info.channels, levels=info.levels, sdn=s['sdn'], h=s['width'] or preset.h))
     model.recompute = s['recompute']
     if not rank_distrib(): print(_memory_note(model, s['bs'], torch.device(dls.device)))
     return distribute(vae_learner(dls, model, **{k:s[k] for k in ('lr','ema','precision','accumulate','warmup')}))
@@ -233,6 +234,7 @@ def sdn_train(
     size:int=None,        # resize and crop the images of a folder to this many pixels a side
     seed:int=None,        # of the first weights, the order of images and the noise; 0 if left out
     sdn:bool=True,        # plain convolutions instead of ResSDN layers
+    width:int=None,       # features of the state; the preset's if left out
     fp16:bool=False,      # compute products in half precision, with a scaled loss
     bf16:bool=False,      # compute products in half precision of the other kind, which needs no scale
     accumulate:int=None,  # batches whose gradients are added up for one step, 1 if left out
@@ -252,7 +254,7 @@ def sdn_train(
         _check_folder(run, resume, overwrite)
         saved,data = _saved(run) if resume else (None,None)
         if fp16 and bf16: raise ValueError("sdn_train: --fp16 and --bf16 exclude each other; choose one.")
-        s = _settings(dataset, dict(preset=preset, epochs=epochs, bs=bs, lr=lr, path=path and str(Path(path).resolve()), size=size, seed=seed, recompute=recompute or None, sdn=None if sdn else False, precision='fp16' if fp16 else 'bf16' if bf16 else None,
+        s = _settings(dataset, dict(preset=preset, epochs=epochs, bs=bs, lr=lr, path=path and str(Path(path).resolve()), size=size, seed=seed, recompute=recompute or None, sdn=None if sdn else False, width=width, precision='fp16' if fp16 else 'bf16' if bf16 else None,
             accumulate=accumulate, warmup=warmup, minutes=minutes, sample_every=sample_every, tensorboard=tensorboard or None, wandb=wandb or None), saved)
         _check_apart(run, s['dataset'])
         result = train(s, run, overwrite, data)
