@@ -467,4 +467,5 @@ def scan(
     if lines==1: return x.clone() # the first line is kept, and there is no other
     keep = not recompute and torch.is_grad_enabled() and any([t.requires_grad for t in (x, weight_ih, weight_hh, bias_ih, bias_hh)])
     if backend is None and _is_few(x, lines, keep, recompute, chosen): return _few_lines(x, weight_ih, weight_hh, bias_ih, bias_hh, direction)
-    return _scan(_in_lines(x, direction), weight_ih, weight_hh, bias_ih, bias_hh, direction, keep, chosen)[0]
+    if not torch.compiler.is_compiling(): x = _in_lines(x, direction)
+    return _scan(x, weight_ih, weight_hh, bias_ih, bias_hh, direction, keep, chosen)[0]

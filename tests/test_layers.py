@@ -2,10 +2,11 @@
 import copy, pickle
 from functools import cache
 
-import pytest, torch, torch.nn.functional as F
+import pytest, torch, torch._dynamo.testing, torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from sdn_nb.layers import ResSDN, SDNLayer, SubLayer
+from sdn_nb.native import _compiler
 from sdn_nb.scan import DIRECTIONS, scan
 
 BACK = dict(right=(0,-1), left=(0,1), down=(-1,0), up=(1,0))    # one step back along the sweep, as (row, column)
@@ -111,3 +112,18 @@ def test_copies_are_equal_and_independent(tmp_path):
 def test_half_precision_stays_near():
     x,cell = torch.randn(2, 4, 6, 5),[p.detach() for p in SubLayer(4).parameters()]
     assert_close(scan(x.bfloat16(), *(p.bfloat16() for p in cell), 'left').float(), scan(x, *cell, 'left'), rtol=.05, atol=.05)
+
+@pytest.mark.skipif(_compiler() is None, reason="PyTorch's compiler wants a C++ compiler")
+def test_compiles_once_by_default():
+    "By PyTorch's own compiler, for batches of every number; outputs and gradients as without it"
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend('inductor')
+    layer = ResSDN(3, 5, 8)
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=counter)
+    for B in (2,5,3):
+        x = torch.randn(B, 3, 9, 8)
+        (y,want),grads = (compiled(x),layer(x)),[]
+        for out in (y,want): grads.append(torch.autograd.grad(out.square().sum(), list(layer.parameters())))
+        assert_close(y, want, rtol=1e-4, atol=1e-5)
+        for g,w in zip(*grads): assert_close(g, w, rtol=1e-3, atol=1e-4)
+    assert counter.frame_count==1
