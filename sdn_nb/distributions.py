@@ -31,7 +31,7 @@ def draw(
     generator:torch.Generator=None,      # source of randomness; the global one if None
 )->Tensor:                               # a sample with gradients to mean and standard deviation
     "One reparametrized sample, from a generator of one's own if wanted (which `Normal.rsample` does not take)"
-    eps = torch.randn(dist.loc.shape, generator=generator, device=dist.loc.device, dtype=dist.loc.dtype)
+    eps = torch.empty(dist.loc.shape, device=dist.loc.device, dtype=dist.loc.dtype).normal_(generator=generator)   # as randn; it can be compiled for dynamic sizes
     return dist.loc + dist.scale*eps
 
 # %% ../nbs/03_distributions.ipynb #6bb54111

@@ -368,3 +368,13 @@ def test_log_density_is_exact_far_from_zero():
 @pytest.mark.parametrize('n', [8,10])
 def test_flow_refuses_other_parameters(n):
     with pytest.raises(ValueError, match=f'IAF: `params` must have 9 channels .* got {n}'): IAF(2, 5)(torch.zeros(1, n, 2, 2))
+
+def test_draw_is_randn_and_compiles_for_every_size():
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda mean, std: draw(Normal(mean, std)), fullgraph=True, dynamic=True, backend='aot_eager')
+    for n in (2,5):
+        mean,std = torch.randn(n,3,4,4),torch.rand(n,3,4,4)
+        torch.manual_seed(n); want = mean + std*torch.randn(n,3,4,4)
+        for f in (compiled, lambda m,s: draw(Normal(m,s)), lambda m,s: draw(Normal(m,s), seeded(n))):
+            torch.manual_seed(n)
+            assert_close(f(mean,std), want)
