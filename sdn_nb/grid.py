@@ -161,6 +161,7 @@ def _run(cells, files, out, path, device, command):
     for c in cells: cell_config(c, info)                                # what can't be built is refused now
     out.mkdir(parents=True, exist_ok=True)
     for i,cell in enumerate(cells):
+        if _done(files[cell], cell): continue                           # another process did it meanwhile
         result = run_cell(cell, path, device, progress=True) | dict(about=_about(command, device, fastai, sklearn))
         with atomic(files[cell]) as tmp: tmp.write_text(json.dumps(result))
         print(f"{i+1}/{len(cells)} {cell.name}: ELBO {result['valid']['elbo']:,.0f} nats,", ', '.join(f'{k} {v:.2f}' for k,v in result['metrics'].items()), f"in {sum(result['seconds'].values()):,.0f} s", flush=True)

@@ -74,6 +74,16 @@ def test_a_grid_grows_in_either_direction(tmp_path):
     run_grid(tmp_path, **(small|dict(seeds=(0,2), betas=(.5,1))))
     assert names(tmp_path)==[f'{a}_beta{b}_seed{s}.json' for a in ('conv','sdn') for b in ('0.5','1') for s in (0,2)] and outcome(tmp_path/'conv_beta1_seed0.json')==one
 
+def test_cells_that_another_process_did_meanwhile_are_left(tmp_path, monkeypatch):
+    done,train = [],grid.run_cell
+    def other(cell, *args, **kw):
+        done.append(cell.name)
+        if len(done)==1: run_grid(tmp_path, **(small|dict(archs=('sdn','conv'), betas=(4,))))  # begins at the other end
+        return train(cell, *args, **kw)
+    monkeypatch.setattr(grid, 'run_cell', other)
+    assert len(run_grid(tmp_path, **small))==4
+    assert sorted(done)==['conv_beta1_seed0','conv_beta4_seed0','sdn_beta1_seed0','sdn_beta4_seed0']
+
 @pytest.mark.parametrize('error', [OSError('disk full'), KeyboardInterrupt()], ids=['full','stopped'])
 def test_a_write_that_fails_leaves_no_file(tmp_path, monkeypatch, error):
     def fail(self, text):
