@@ -125,7 +125,7 @@ def _grid(rows, C, BM, BN, **_): return -(-rows//BM),-(-C//BN)
 # %% ../nbs/01_kernels.ipynb #d8ae5dc5
 def _forward_loop(s):
     "Correct lines 1 to T-1 of `s.y`, whose line 0 is there; keeps the gates if there is an `s.n`"
-    (T,B,L,C),keep = s.y.shape,s.n is not None
+    (T,B,L,_),keep = s.y.shape,s.n is not None
     o = _options(s.y, B*L)
     for t in range(1, T):
         _forward_line[_grid(B*L, **o)](s.x, s.h, s.n if keep else s.h, s.y, s.w, s.b, t, B*L, B*L, L, KEEP=keep, WRITE=True, **o)

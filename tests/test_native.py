@@ -5,12 +5,9 @@ import pytest, torch
 from torch import nn
 from sdn_nb import native
 from sdn_nb.scan import scan, scan_reference, DIRECTIONS
+from test_scan import LAYOUTS, NAMES, run
 
 if native._compiler() is None: pytest.skip('there is no C++ compiler', allow_module_level=True)
-
-NAMES = ('y','x','weight_ih','weight_hh','bias_ih','bias_hh')
-LAYOUTS = dict(contiguous=lambda x: x.contiguous(), channels_last=lambda x: x.contiguous(memory_format=torch.channels_last),
-               transposed=lambda x: x.mT.contiguous().mT, strided=lambda x: torch.stack([x,x],-1)[...,0], expanded=lambda x: x[:1].expand_as(x))
 
 @pytest.fixture(autouse=True)
 def poisoned():
@@ -23,13 +20,6 @@ def poisoned():
     torch.use_deterministic_algorithms(False)
 
 def cell(C, scale=1.): return [(scale*p.detach()).requires_grad_() for p in nn.GRUCell(3*C, C).parameters()]
-
-def run(f, x, params):
-    "Output of `f` and the gradients of a fixed random projection"
-    x = x.detach().requires_grad_()
-    y = f(x, *params)
-    g = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y.dtype)
-    return y, *torch.autograd.grad(y, [x,*params], g, allow_unused=True, materialize_grads=True)
 
 def agree(x, params, direction='right', recompute=False, tol=2e-5):
     "Output and gradients as those of the reference in float64: same shapes and types, error relative to the largest entry; NaN fails"
