@@ -20,10 +20,10 @@ import fastai,torch,sdn_nb
 from fastai.torch_core import default_device,rank_distrib,set_seed
 from fastcore.docments import docments
 from .vae import SDNVAE,PRESETS,_preset,atomic,training_memory
-from .data import DataInfo,get_dls,show_images,_sources
+from .data import DataInfo,show_images,_sources
 from .training import vae_learner,RunFolder,SamplePictures,RECIPES,save_samples,_picture,_n_processes,tensorboard_logger,wandb_logger,distribute
 from .analysis import read_histories,reconstructions,show_curves
-from .explore import serve
+from .explore import serve,_dls_of
 from .evaluation import elbo_bpd,elbo_estimate,histogram_bpd,iw_bpd
 
 # %% ../nbs/13_cli.ipynb #8bdd5026
@@ -178,7 +178,7 @@ def _memory_note(model, bs, device):
 def _build(s):
     "Data, model and learner of the settings `s`"
     set_seed(s['seed'])
-    dls = get_dls(s['dataset'], bs=s['bs'], seed=s['seed'], size=s['size'], path=s['path'])
+    dls = _dls_of(s, bs=s['bs'])
     info = dls.info
     preset = _preset(s['preset'])
     model = SDNVAE(replace(preset, image_size=info.image_size, channels=info.channels, levels=info.levels, sdn=s['sdn'], h=s['width'] or preset.h))
@@ -272,7 +272,7 @@ def _device(name):
 def _judged_by(run, split, device):
     "The images of a part of the run's data set, its batch, and what identifies model and images"
     s,data = _saved(run)
-    dls = get_dls(s['dataset'], bs=s['bs'], seed=s['seed'], size=s['size'], path=s.get('path'), device=device)
+    dls = _dls_of(s, bs=s['bs'], device=device)
     _check_data(dls.info, data)
     dl = dls.valid if split=='valid' else getattr(dls, 'test', None)
     if dl is None: raise ValueError(f"sdn_eval: {dls.info.name} has no test part. Judge by the validation images, --split valid.")

@@ -321,15 +321,20 @@ def explore(
     return app.box
 
 # %% ../nbs/12_explore.ipynb #30adb297
+def _dls_of(training, **kwargs):
+    "DataLoaders of the images that the settings of a run name, as config.json has them under training"
+    return get_dls(training['dataset'], seed=training['seed'], size=training['size'], path=training.get('path'), **kwargs)
+
+# %% ../nbs/12_explore.ipynb #e0efa4a9
 def _run_dls(folder):
     "DataLoaders of the images that a run was trained with, and a note; None where they can't be had, the note says why"
     only = 'Only samples of the model can be explored: '
     training = json.loads((folder/'config.json').read_text()).get('training')
     if not training: return None,only+'its config.json does not say which images it was trained with.'
-    try: return get_dls(training['dataset'], bs=1, seed=training['seed'], size=training['size'], path=training.get('path'), device='cpu'),''
+    try: return _dls_of(training, bs=1, device='cpu'),''
     except Exception as e: return None,f'{only}its images can\'t be opened ({type(e).__name__}: {e}).'
 
-# %% ../nbs/12_explore.ipynb #e0efa4a9
+# %% ../nbs/12_explore.ipynb #553bded1
 def explore_run(
     run,        # folder of a run or of a saved model, or the name of a model that comes with the package
     folder='.', # existing folder into which pictures are saved
@@ -338,7 +343,7 @@ def explore_run(
     dls,note = _run_dls(model_folder(run))
     return explore(SDNVAE.from_pretrained(run, 'cuda' if torch.cuda.is_available() else 'cpu'), dls, folder, note=note)
 
-# %% ../nbs/12_explore.ipynb #0616ef0d
+# %% ../nbs/12_explore.ipynb #e0fb207a
 def _voila():
     "The class of Voilà's server; raises `ImportError` with the command that installs it"
     _widgets()
@@ -346,7 +351,7 @@ def _voila():
     except ImportError as e: raise ImportError('sdn_explore: Voilà is missing. Install it by: pip install "sdn_nb[explore]"') from e
     return Voila
 
-# %% ../nbs/12_explore.ipynb #e0fb207a
+# %% ../nbs/12_explore.ipynb #dc85c0b4
 def _write_page(path, run, folder):
     "The notebook that is the page"
     code = f'from sdn_nb.explore import explore_run\nexplore_run({str(run)!r}, {str(folder)!r})'
@@ -354,7 +359,7 @@ def _write_page(path, run, folder):
     kernel = dict(name='python3', display_name='Python 3', language='python')
     path.write_text(json.dumps(dict(cells=[cell], metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=4)))
 
-# %% ../nbs/12_explore.ipynb #dc85c0b4
+# %% ../nbs/12_explore.ipynb #8e1c954d
 def serve(
     run='digits',      # folder of a run or of a saved model, or the name of a model that comes with the package
     port:int=8866,     # port on this machine, 1 to 65535; a later one where it is taken

@@ -288,7 +288,7 @@ extern "C" void sweep_backward(long T, long L, long B, long C, bool reversed, in
     #pragma omp parallel num_threads(threads)
     {
         Part s({T, L, B, C, reversed});
-        long wide = s.room(B), me = omp_get_thread_num(), all = omp_get_num_threads();
+        long wide = s.room(B), me = omp_get_thread_num(), team = omp_get_num_threads();
         Buffer xs(n*wide), us(n*wide), delta(s.room()), dk(s.room()), tile(n*s.rows*M), grads(total);
         float *dw = parts[me] = grads, *db = dw + 16*size;
         std::vector<long> from, own = {P, 2*P, 0};
@@ -321,7 +321,7 @@ extern "C" void sweep_backward(long T, long L, long B, long C, bool reversed, in
             #pragma omp barrier
         }
         #pragma omp barrier
-        for (long t = 1; t < all; t++) for (long i = total*me/all; i < total*(me+1)/all; i++) parts[0][i] += parts[t][i];
+        for (long t = 1; t < team; t++) for (long i = total*me/team; i < total*(me+1)/team; i++) parts[0][i] += parts[t][i];
         #pragma omp barrier
         if (me == 0) hand_out(C, grads, dw_ih, dw_hh, db_ih, db_hh);
     }

@@ -2,10 +2,9 @@
 import os, platform, random, subprocess, sys
 from pathlib import Path
 import pytest, torch
-from torch import nn
 from sdn_nb import native
 from sdn_nb.scan import scan, scan_reference, DIRECTIONS
-from test_scan import LAYOUTS, NAMES, run
+from test_scan import LAYOUTS, NAMES, cell, run
 
 if native._compiler() is None: pytest.skip('there is no C++ compiler', allow_module_level=True)
 
@@ -18,8 +17,6 @@ def poisoned():
     assert torch.empty(3).isnan().all()
     yield torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(False)
-
-def cell(C, scale=1.): return [(scale*p.detach()).requires_grad_() for p in nn.GRUCell(3*C, C).parameters()]
 
 def agree(x, params, direction='right', recompute=False, tol=2e-5):
     "Output and gradients as those of the reference in float64: same shapes and types, error relative to the largest entry; NaN fails"
