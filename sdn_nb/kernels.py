@@ -9,6 +9,7 @@ __all__ = ['triton_buffers', 'triton_forward', 'triton_backward', 'why_not', 're
 import re, subprocess, tempfile, threading
 from collections import OrderedDict
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import FunctionType, SimpleNamespace
 import torch
@@ -22,9 +23,10 @@ except ImportError: triton,tl = None,SimpleNamespace(constexpr=object)
 
 # %% ../nbs/01_kernels.ipynb #1780c40f
 def _jit(f):
-    "Make `f` a kernel; `t`, the number of the line, differs with every launch and must not be compiled in"
+    "Make `f` a kernel; whole numbers differ from launch to launch, or from shape to shape, and none is compiled in"
     if triton is None: return f
-    return triton.jit(f, do_not_specialize=['t'] if 't' in f.__code__.co_varnames[:f.__code__.co_argcount] else None)
+    arguments = f.__code__.co_varnames[:f.__code__.co_argcount]
+    return triton.jit(f, do_not_specialize=[a for a in arguments if a in ('t','T','rows','own','P','L')])
 
 # %% ../nbs/01_kernels.ipynb #134af573
 def _lines(x, direction):
@@ -61,12 +63,11 @@ def _sigmoid(a): return 1/(1+tl.exp(-a))
 
 # %% ../nbs/01_kernels.ipynb #80fbb215
 @_jit
-def _forward_line(X, H, N, Y, W, BIAS, t, rows, P, L, C:tl.constexpr, KEEP:tl.constexpr, WRITE:tl.constexpr,
+def _forward_tile(X, H, N, Y, W, BIAS, t, start, stop, c0, P, L, C:tl.constexpr, KEEP:tl.constexpr, WRITE:tl.constexpr,
                   UP:tl.constexpr, PRECISION:tl.constexpr, BM:tl.constexpr, BN:tl.constexpr, BK:tl.constexpr):
-    "Line `t`: product of the windows of line `t-1` with the weights, then the gates"
-    start,p = tl.program_id(0)*BM,tl.arange(0, BM)[:,None]
-    c = tl.program_id(1)*BN + tl.arange(0, BN)[None,:]
-    inside,i = start+tl.arange(0, BM)<rows,(start+tl.arange(0, BM))%L
+    "Rows from `start` on, before `stop`, and features from `c0` on of line `t`: products of the windows of line `t-1`, gates"
+    p,c = tl.arange(0, BM)[:,None],c0 + tl.arange(0, BN)[None,:]
+    inside,i = start+tl.arange(0, BM)<stop,(start+tl.arange(0, BM))%L
     line = tl.cast(t, tl.int64)*P + start                            # the tile's first row, counted over the map
     u_at,w_at = Y + (line-P-1)*C + p*C,W + c*(3*C)                   # windows begin one position earlier
     r = tl.full((BM,BN), 0., tl.float32)
@@ -97,6 +98,14 @@ def _gates(r, z, n, x_at, h_at, n_at, y_at, b_at, ok, ok_b, C:tl.constexpr, KEEP
         tl.store(h_at+C, z.to(h_at.dtype.element_ty), mask=ok)
         tl.store(n_at, n.to(n_at.dtype.element_ty), mask=ok)
 
+# %% ../nbs/01_kernels.ipynb #ea282a6f
+@_jit
+def _forward_line(X, H, N, Y, W, BIAS, t, rows, P, L, C:tl.constexpr, KEEP:tl.constexpr, WRITE:tl.constexpr,
+                  UP:tl.constexpr, PRECISION:tl.constexpr, BM:tl.constexpr, BN:tl.constexpr, BK:tl.constexpr):
+    "Line `t`, one tile a program"
+    _forward_tile(X, H, N, Y, W, BIAS, t, tl.program_id(0)*BM, rows, tl.program_id(1)*BN, P, L,
+                  C, KEEP, WRITE, UP, PRECISION, BM, BN, BK)
+
 # %% ../nbs/01_kernels.ipynb #0baf9c9e
 def _tiles(rows, C, size, processors=132):
     "Tile sizes and launch options for a line of `rows` positions with `C` features of `size` bytes"
@@ -115,10 +124,11 @@ def _precision(x):
     return 'tf32x3' if torch.get_float32_matmul_precision()=='highest' else 'tf32'
 
 # %% ../nbs/01_kernels.ipynb #70d0485d
+def _processors(x): return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 132
+
 def _options(x, rows):
     "The compile-time arguments for lines like `x`"
-    n = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 132
-    return dict(C=x.shape[-1], UP=_interpreted(), PRECISION=_precision(x), **_tiles(rows, x.shape[-1], x.element_size(), n))
+    return dict(C=x.shape[-1], UP=_interpreted(), PRECISION=_precision(x), **_tiles(rows, x.shape[-1], x.element_size(), _processors(x)))
 
 def _grid(rows, C, BM, BN, **_): return -(-rows//BM),-(-C//BN)
 
@@ -153,12 +163,11 @@ def _transposed(w):
 
 # %% ../nbs/01_kernels.ipynb #13b9d2a8
 @_jit
-def _backward_line(X, H, N, DY, DA, DQ, DX, W, t, rows, P, L, C:tl.constexpr, PRODUCT:tl.constexpr, GATES:tl.constexpr,
-                   UP:tl.constexpr, PRECISION:tl.constexpr, BM:tl.constexpr, BN:tl.constexpr, BK:tl.constexpr):
-    "Line `t`: its gradient from `dy` and from what line `t+1` passes back, then the gradients at the gates"
-    start,p = tl.program_id(0)*BM,tl.arange(0, BM)[:,None]
-    c = tl.program_id(1)*BN + tl.arange(0, BN)[None,:]
-    inside,i = start+tl.arange(0, BM)<rows,(start+tl.arange(0, BM))%L
+def _backward_tile(X, H, N, DY, DA, DQ, DX, W, t, start, stop, c0, P, L, C:tl.constexpr, PRODUCT:tl.constexpr,
+                   GATES:tl.constexpr, UP:tl.constexpr, PRECISION:tl.constexpr, BM:tl.constexpr, BN:tl.constexpr, BK:tl.constexpr):
+    "A tile of line `t`: its gradient from `dy` and from what line `t+1` passes back, then the gradients at the gates"
+    p,c = tl.arange(0, BM)[:,None],c0 + tl.arange(0, BN)[None,:]
+    inside,i = start+tl.arange(0, BM)<stop,(start+tl.arange(0, BM))%L
     line,ok = tl.cast(t, tl.int64)*P + start,inside[:,None] & (c<C)
     at,at_a = line*C + p*C + c,(line-P)*(3*C) + p*(3*C) + c
     delta = tl.full((BM,BN), 0., tl.float32)
@@ -185,6 +194,49 @@ def _gates_back(delta, x_at, h_at, n_at, a_at, q_at, ok, C:tl.constexpr):
     tl.store(q_at,     (a_n*r).to(q_at.dtype.element_ty), mask=ok)
     return delta*z
 
+# %% ../nbs/01_kernels.ipynb #85d93e91
+@_jit
+def _backward_line(X, H, N, DY, DA, DQ, DX, W, t, rows, P, L, C:tl.constexpr, PRODUCT:tl.constexpr, GATES:tl.constexpr,
+                   UP:tl.constexpr, PRECISION:tl.constexpr, BM:tl.constexpr, BN:tl.constexpr, BK:tl.constexpr):
+    "Line `t`, one tile a program"
+    _backward_tile(X, H, N, DY, DA, DQ, DX, W, t, tl.program_id(0)*BM, rows, tl.program_id(1)*BN, P, L,
+                   C, PRODUCT, GATES, UP, PRECISION, BM, BN, BK)
+
+# %% ../nbs/01_kernels.ipynb #f831f198
+@_jit
+def _forward_sweep(X, H, N, Y, W, BIAS, T, own, P, L, C:tl.constexpr, KEEP:tl.constexpr,
+                   UP:tl.constexpr, PRECISION:tl.constexpr, BM:tl.constexpr, BN:tl.constexpr, BK:tl.constexpr):
+    "Lines 1 to T-1 of the samples that a program owns; no line may be begun before the one before it is written"
+    first = tl.program_id(0)*own
+    stop = tl.minimum(first+own, P)
+    for t in tl.range(1, T, num_stages=1):
+        for start in tl.range(first, stop, BM, num_stages=1):
+            for c0 in tl.range(0, C, BN, num_stages=1):
+                _forward_tile(X, H, N, Y, W, BIAS, t, start, stop, c0, P, L, C, KEEP, True, UP, PRECISION, BM, BN, BK)
+        tl.debug_barrier()
+
+# %% ../nbs/01_kernels.ipynb #f609177a
+@_jit
+def _backward_rows(X, H, N, DY, DA, DQ, DX, W, t, first, stop, P, L, C:tl.constexpr, PRODUCT:tl.constexpr,
+                   GATES:tl.constexpr, UP:tl.constexpr, PRECISION:tl.constexpr, BM:tl.constexpr, BN:tl.constexpr, BK:tl.constexpr):
+    "All tiles of the rows `first` to `stop` of line `t`, then a barrier"
+    for start in tl.range(first, stop, BM, num_stages=1):
+        for c0 in tl.range(0, C, BN, num_stages=1):
+            _backward_tile(X, H, N, DY, DA, DQ, DX, W, t, start, stop, c0, P, L, C, PRODUCT, GATES, UP, PRECISION, BM, BN, BK)
+    tl.debug_barrier()
+
+# %% ../nbs/01_kernels.ipynb #c867d9c6
+@_jit
+def _backward_sweep(X, H, N, DY, DA, DQ, DX, W, T, own, P, L, C:tl.constexpr, UP:tl.constexpr,
+                    PRECISION:tl.constexpr, BM:tl.constexpr, BN:tl.constexpr, BK:tl.constexpr):
+    "Lines T-1 to 0 of the samples that a program owns"
+    first = tl.program_id(0)*own
+    stop = tl.minimum(first+own, P)
+    _backward_rows(X, H, N, DY, DA, DQ, DX, W, T-1, first, stop, P, L, C, False, True, UP, PRECISION, BM, BN, BK)
+    for k in tl.range(2, T, num_stages=1):
+        _backward_rows(X, H, N, DY, DA, DQ, DX, W, T-k, first, stop, P, L, C, True, True, UP, PRECISION, BM, BN, BK)
+    _backward_rows(X, H, N, DY, DA, DQ, DX, W, 0, first, stop, P, L, C, True, False, UP, PRECISION, BM, BN, BK)
+
 # %% ../nbs/01_kernels.ipynb #b514843b
 def _backward_loop(s):
     "From the last line to the first: fill `s.da`, `s.dq` and the direct part of `s.dx`"
@@ -192,6 +244,31 @@ def _backward_loop(s):
     o = _options(s.dx, B*L)
     for t in range(T-1, -1, -1):
         _backward_line[_grid(B*L, **o)](s.x, s.h, s.n, s.dy, s.da, s.dq, s.dx, s.w, t, B*L, B*L, L, PRODUCT=t<T-1, GATES=t>0, **o)
+
+# %% ../nbs/01_kernels.ipynb #25768470
+WHOLE = 112             # features up to which one launch does a whole sweep; 0 turns that off
+
+def _whole_options(x, processors):
+    "Rows that a program owns of the lines `x`, and the compile-time arguments"
+    _,B,L,C = x.shape
+    size,own,pow2 = x.element_size(),-(-B//processors)*L,lambda n: max(16, 1 << (n-1).bit_length())
+    BM = min(64, pow2(own))
+    BN = min(8192//size//BM, pow2(C))                                # what the registers hold
+    tiles = dict(BM=BM, BN=BN, BK=min(128//size, pow2(3*C)), num_warps=8 if BM*BN*size>=8192 else 4, num_stages=3)
+    return own,dict(C=C, UP=_interpreted(), PRECISION=_precision(x), **tiles)
+
+# %% ../nbs/01_kernels.ipynb #8fd635ca
+def _forward_whole(s):
+    "What `_forward_loop` does, in one launch"
+    (T,B,L,_),keep = s.y.shape,s.n is not None
+    own,o = _whole_options(s.y, _processors(s.y))
+    _forward_sweep[(-(-B*L//own),)](s.x, s.h, s.n if keep else s.h, s.y, s.w, s.b, T, own, B*L, L, KEEP=keep, **o)
+
+def _backward_whole(s):
+    "What `_backward_loop` does, in one launch"
+    T,B,L,_ = s.dx.shape
+    own,o = _whole_options(s.dx, _processors(s.dx))
+    _backward_sweep[(-(-B*L//own),)](s.x, s.h, s.n, s.dy, s.da, s.dq, s.dx, s.w, T, own, B*L, L, **o)
 
 # %% ../nbs/01_kernels.ipynb #39083245
 def _windows(y):
@@ -239,13 +316,14 @@ def _record(s):
 
 # %% ../nbs/01_kernels.ipynb #e5a325ed
 def _sweep(loop, given, **new):
-    "A sweep over `given`: a recorded one, filled anew, if this is not the first of its kind, else a fresh one"
-    if not _may_record(given, new): return _Sweep(loop, given, new)
+    "A sweep over `given`: a recorded one, filled anew, if it is a loop of launches and not the first of its kind, else a fresh one"
+    if loop in (_forward_whole,_backward_whole) or not _may_record(given, new): return _Sweep(loop, given, new)
     x = given['x']
     stream,shapes = torch.cuda.current_stream(x.device).cuda_stream,tuple((k,v.shape) for k,v in given.items())
     key = loop,x.dtype,x.device,stream,_precision(x),shapes,tuple(new.items())
     first,s = key not in _sweeps,_sweeps.pop(key, None)
-    if not first and s is None: s = _Sweep(loop, given, new, own=True)
+    if not first and s is None:
+        with torch.inference_mode(False): s = _Sweep(loop, given, new, own=True) # it may serve in training later
     _sweeps[key] = s
     if s is None: return _Sweep(loop, given, new)
     for k,v in given.items(): getattr(s, k).copy_(v)
@@ -282,14 +360,16 @@ def triton_forward(
     bias_hh:Tensor,   # bias of the uncorrected vector's projection, (3C,)
     direction:str,    # where the sweep goes: right, left, down or up
     keep:bool,        # keep the gates for the backward pass?
+    lines:bool=False, # launch a kernel for each line, however few the features
 )->tuple[Tensor,list]: # corrected map, in memory as scan promises it; what to save
-    "`scan` by Triton kernels, one launch a line"
+    "`scan` by Triton kernels: one launch for the whole sweep up to `WHOLE` features, else one for each line"
     if x.numel()==0: return _empty_map(x, direction),triton_buffers(x, direction) if keep else []
     with _lock, _on(x), torch.no_grad():
-        lines = _lines(x, direction)
-        (T,B,L,C) = lines.shape
-        given = dict(x=lines, w=weight_ih.to(x.dtype), b=bias_ih.to(x.dtype))
-        s = _sweep(_forward_loop, given, y=(T,B,L,C), h=(T-1,B,L,3*C), n=(T-1,B,L,C) if keep else None)
+        lx = _lines(x, direction)
+        T,B,L,C = lx.shape
+        loop = _forward_loop if lines or C>WHOLE or T==1 else _forward_whole
+        given = dict(x=lx, w=weight_ih.to(x.dtype), b=bias_ih.to(x.dtype))
+        s = _sweep(loop, given, y=(T,B,L,C), h=(T-1,B,L,3*C), n=(T-1,B,L,C) if keep else None)
         _hidden(s.x, weight_hh, bias_hh, s.h)
         s.y[0] = s.x[0]
         s.run()
@@ -306,15 +386,17 @@ def triton_backward(
     bias_ih:Tensor,   # same
     bias_hh:Tensor,   # same
     direction:str,    # where the sweep went
+    lines:bool=False, # launch a kernel for each line, however few the features
 )->tuple[Tensor,...]: # gradients of x, weight_ih, weight_hh, bias_ih, bias_hh
-    "Gradients of `triton_forward`, one launch a line and a few matrix products"
+    "Gradients of `triton_forward`: its launches, backward, and a few matrix products"
     params = weight_ih,weight_hh,bias_ih,bias_hh
     if x.numel()==0: return _empty_map(x, direction), *map(torch.zeros_like, params)
     with _lock, _on(x), torch.no_grad():
         lx,ly = (_lines(a, direction).contiguous() for a in (x,y))
         (T,B,L,C),(h,n) = lx.shape,saved or _recompute(lx, ly, *params)
+        loop = _backward_loop if lines or C>WHOLE or T==1 else _backward_whole
         given = dict(x=lx, dy=_lines(dy.to(x.dtype), direction), h=h, n=n, w=_transposed(weight_ih.to(x.dtype).contiguous()))
-        s = _sweep(_backward_loop, given, da=(T-1,B,L,3*C), dq=(T-1,B,L,C), dx=(T,B,L,C))
+        s = _sweep(loop, given, da=(T-1,B,L,3*C), dq=(T-1,B,L,C), dx=(T,B,L,C))
         s.run()
         grads = _after_loop(s, ly, weight_hh)
         return _map(s.dx, x, direction), *(g.to(p.dtype) for g,p in zip(grads, params))
@@ -331,7 +413,9 @@ def why_not(
     if torch.version.hip is None and torch.cuda.get_device_capability(x.device)<(8,0): return f"{torch.cuda.get_device_name(x.device)} is too old for Triton, which needs compute capability 8.0: use another backend"
 
 # %% ../nbs/01_kernels.ipynb #780723f7
-register_backend('triton', triton_forward, triton_backward, why_not, triton_buffers, suits=lambda x: x.is_cuda)
+for _name,_by_lines,_suits in (('triton_lines',True,lambda x: False), ('triton',False,lambda x: x.is_cuda)):
+    register_backend(_name, partial(triton_forward, lines=_by_lines), partial(triton_backward, lines=_by_lines),
+                     why_not, triton_buffers, suits=_suits)
 
 # %% ../nbs/01_kernels.ipynb #ac70b433
 def _uninterpreted(kernel):
@@ -348,15 +432,14 @@ def _with_globals(f, glob):
     return g
 
 # %% ../nbs/01_kernels.ipynb #e55ce2c6
-def _compile(kernel, x, ints, consts):
+def _compile(kernel, x, consts):
     "Compile for sm_90 as a launch with these arguments would: `x` on the meta device gives the dtype"
     from triton.backends.compiler import GPUTarget
     consts = dict(consts)
     opts = {k: consts.pop(k) for k in ('num_warps','num_stages')}
     f,ptr = _uninterpreted(kernel),'*'+{torch.float32: 'fp32', torch.float16: 'fp16', torch.bfloat16: 'bf16'}[x.dtype]
-    consts |= {k: 1 for k,v in ints.items() if v==1}                 # what Triton compiles in by itself
-    sig = {k: 'constexpr' if k in consts else 'i32' if k in ints or k=='t' else ptr for k in f.arg_names}
-    even = {(i,): [['tt.divisibility',16]] for i,k in enumerate(f.arg_names) if sig[k]==ptr or (sig[k]=='i32' and ints.get(k, 1)%16==0)}
+    sig = {k: 'constexpr' if k in consts else 'i32' if k.islower() or k in 'TPL' else ptr for k in f.arg_names}
+    even = {(i,): [['tt.divisibility',16]] for i,k in enumerate(f.arg_names) if sig[k]==ptr}
     return triton.compile(triton.compiler.ASTSource(f, sig, consts, even), target=GPUTarget('cuda', 90, 32), options=opts)
 
 # %% ../nbs/01_kernels.ipynb #8941b59a
@@ -372,17 +455,20 @@ def _assembled(ptx):
 
 # %% ../nbs/01_kernels.ipynb #17768036
 def resources(
-    kernel:str,                  # 'forward' or 'backward'
+    kernel:str,                  # 'forward' or 'backward', for a line, or 'forward sweep' or 'backward sweep'
     C:int,                       # features
     B:int=32,                    # batch
     L:int=32,                    # positions on a line
     dtype:torch.dtype=torch.float16, # of the map
     **flags                      # switches of the kernel: KEEP, WRITE; PRODUCT, GATES. On unless set
 )->dict: # registers a thread, bytes spilled, bytes of shared memory, tensor core instructions, tiles
-    "Compile a line kernel with its default tiles for an H100 (no GPU is needed) and report what it takes"
-    x,f,on = torch.empty(B, L, C, dtype=dtype, device='meta'),*dict(forward=(_forward_line,('KEEP','WRITE')), backward=(_backward_line,('PRODUCT','GATES')))[kernel]
-    o = dict.fromkeys(on, True) | flags | _options(x, B*L) | dict(UP=False, PRECISION='ieee' if x.element_size()==2 else 'tf32x3')
-    k = _compile(f, x, dict(rows=B*L, P=B*L, L=L), o)
+    "Compile a kernel with its default tiles for an H100 (no GPU is needed) and report what it takes"
+    x = torch.empty(2, B, L, C, dtype=dtype, device='meta')
+    f,on = {'forward': (_forward_line,('KEEP','WRITE')), 'backward': (_backward_line,('PRODUCT','GATES')),
+            'forward sweep': (_forward_sweep,('KEEP',)), 'backward sweep': (_backward_sweep,())}[kernel]
+    tiles = _whole_options(x, 132)[1] if 'sweep' in kernel else _options(x, B*L)
+    o = dict.fromkeys(on, True) | flags | tiles | dict(UP=False, PRECISION='ieee' if x.element_size()==2 else 'tf32x3')
+    k = _compile(f, x, o)
     log,sass = _assembled(k.asm['ptx'])
     found = {n: sum(map(int, re.findall(p, log))) for n,p in dict(registers=r'Used (\d+) registers', spilled=r'(\d+) bytes spill').items()}
     return found | dict(shared=k.metadata.shared, hgmma=len(re.findall(r'\bHGMMA', sass)), hmma=len(re.findall(r'\bHMMA', sass)), tiles=tuple(o[n] for n in ('BM','BN','BK')))

@@ -33,6 +33,7 @@ def _check(x, weight_ih, weight_hh, bias_ih, bias_hh, direction):
     if x.ndim!=4: raise ValueError(f"scan: `x` must be a (B, C, H, W) feature map, got shape {tuple(x.shape)}. Add the missing axis, e.g. x[None] for a single map.")
     C = x.shape[1]
     for name,w,shape in (('weight_ih',weight_ih,(3*C,3*C)), ('weight_hh',weight_hh,(3*C,C)), ('bias_ih',bias_ih,(3*C,)), ('bias_hh',bias_hh,(3*C,))):
+        if w.device!=x.device: raise ValueError(f"scan: `{name}` is on {w.device}, but `x` is on {x.device}. Move one of them, e.g. with .to(x.device).")
         if w.shape!=shape: raise ValueError(f"scan: `{name}` must have shape {shape} for `x` with C={C} features, got {tuple(w.shape)}. The layout is that of torch.nn.GRUCell(3*C, C).")
 
 # %% ../nbs/00_scan.ipynb #6704497c

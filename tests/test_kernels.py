@@ -42,11 +42,11 @@ def arguments(size, dtype, param_dtype=None):
     cell = nn.GRUCell(3*size[1], size[1]).parameters() if size[1] else []
     return [torch.randn(size).to(device, dtype), *(p.detach().to(device, param_dtype or dtype) for p in cell)]
 
-def both_ways(args, direction, keep, dy):
-    "Output and gradients of the kernels"
-    y,saved = kernels.triton_forward(*args, direction, keep)
+def both_ways(args, direction, keep, dy, lines=False):
+    "Output and gradients of the kernels: of those for whole sweeps, or for lines"
+    y,saved = kernels.triton_forward(*args, direction, keep, lines)
     assert bool(saved)==keep
-    return [y, *kernels.triton_backward(dy, args[0], y, saved, *args[1:], direction)]
+    return [y, *kernels.triton_backward(dy, args[0], y, saved, *args[1:], direction, lines)]
 
 def reference(args, direction, dy, dtype=torch.float64):
     "Output and gradients of the literal loop on the same numbers"
@@ -62,21 +62,24 @@ def agree(got, want, tol, dtype=None):
         if dtype: worst[dtype,name] = max(worst.get((dtype,name), 0.), err)
         if not err<=tol: raise AssertionError(f'{name}: error {err:.2e}')
 
-def check(size, dtype, direction, keep, tol=None):
+def check(size, dtype, direction, keep, lines, tol=None):
     args = arguments(size, dtype)
     dy = torch.randn(size).to(device, dtype)
-    agree(both_ways(args, direction, keep, dy), reference(args, direction, dy), tol or tolerance[dtype], dtype)
+    agree(both_ways(args, direction, keep, dy, lines), reference(args, direction, dy), tol or tolerance[dtype], dtype)
 
 def short(v): return 'x'.join(map(str,v)) if isinstance(v, tuple) else str(v).removeprefix('torch.')
 
 # (B, C, H, W): one position; one line; lines of one position; no two sizes alike; C under, at and over a tile
 sizes = [(1,1,1,1), (2,3,1,4), (2,3,4,1), (3,5,2,2), (1,16,3,4), (2,19,5,3)]
 
+both_kernels = pytest.mark.parametrize('lines', [True,False], ids=['lines','whole'])
+
+@both_kernels
 @pytest.mark.parametrize('keep', [True,False], ids=['keep','recompute'])
 @pytest.mark.parametrize('direction', scan.DIRECTIONS)
 @pytest.mark.parametrize('size', sizes, ids=short)
 @pytest.mark.parametrize('dtype', tolerance, ids=short)
-def test_agrees(dtype, size, direction, keep): check(size, dtype, direction, keep)
+def test_agrees(dtype, size, direction, keep, lines): check(size, dtype, direction, keep, lines)
 
 @pytest.mark.parametrize('keep', [True,False], ids=['keep','recompute'])
 @pytest.mark.parametrize('size', [(2,20,11,4), (3,17,3,11), (1,33,40,3)], ids=short)
@@ -84,13 +87,37 @@ def test_agrees(dtype, size, direction, keep): check(size, dtype, direction, kee
 def test_edges_of_tiles(monkeypatch, dtype, size, keep):
     "Several programs with edges in all three directions of the tiling"
     monkeypatch.setattr(kernels, '_tiles', lambda *a: dict(BM=16, BN=16, BK=16, num_warps=4, num_stages=2))
-    check(size, dtype, 'left', keep)
+    check(size, dtype, 'left', keep, True)
 
-def test_default_tiles_many_programs(): check((3,70,25,3), fp32, 'right', True)
+@pytest.mark.parametrize('keep', [True,False], ids=['keep','recompute'])
+@pytest.mark.parametrize('size', [(5,20,11,4), (3,33,21,3)], ids=short)
+def test_edges_of_tiles_of_whole_sweeps(monkeypatch, size, keep):
+    "Two samples a program and one left over, several tiles of rows and of features"
+    def options(x, processors):
+        _,_,L,C = x.shape
+        return 2*L,dict(C=C, UP=kernels._interpreted(), PRECISION=kernels._precision(x), BM=16, BN=16, BK=16, num_warps=4, num_stages=2)
+    monkeypatch.setattr(kernels, '_whole_options', options)
+    check(size, fp32, 'left', keep, False)
+
+def test_many_samples_share_a_program():
+    own,o = kernels._whole_options(torch.empty(3, 300, 7, 20, device='meta'), 132)
+    assert own==3*7 and o['BM']==32
+
+@both_kernels
+def test_default_tiles_many_programs(lines): check((3,70,25,3), fp32, 'right', True, lines)
+
+def test_which_kernels(monkeypatch):
+    "One launch up to `WHOLE` features, lines above, and lines where they are asked for"
+    ran = []
+    for name in ('_forward_loop','_forward_whole'):
+        monkeypatch.setattr(kernels, name, lambda s, name=name, f=getattr(kernels, name): ran.append(name) or f(s))
+    monkeypatch.setattr(kernels, 'WHOLE', 3)
+    for C,lines in ((3,False),(4,False),(3,True)): kernels.triton_forward(*arguments((1,C,2,3), fp32), 'right', False, lines)
+    assert ran==['_forward_whole','_forward_loop','_forward_loop']
 
 def test_does_not_drift():
     "40 lines in half precision are no worse than 4"
-    check((1,8,3,40), fp16, 'left', True)
+    for lines in (True,False): check((1,8,3,40), fp16, 'left', True, lines)
 
 @pytest.mark.parametrize('dtype', [fp16,bf16], ids=short)
 def test_no_worse_than_the_loop_in_half_precision(dtype):
@@ -154,8 +181,9 @@ def interleaved(keep, size=(2,4,3,5)):
     "Two layers: forward both, then backward both"
     torch.manual_seed(5)
     args = [arguments(size, fp32) for _ in range(2)]
-    outs = [kernels.triton_forward(*a, 'left', keep) for a in args]
-    return [y for y,_ in outs] + [g for a,(y,saved) in zip(args,outs) for g in kernels.triton_backward(y.cos(), a[0], y, saved, *a[1:], 'left')]
+    outs = [kernels.triton_forward(*a, 'left', keep, True) for a in args]
+    return [y for y,_ in outs] + [g for a,(y,saved) in zip(args,outs)
+                                  for g in kernels.triton_backward(y.cos(), a[0], y, saved, *a[1:], 'left', True)]
 
 @pytest.mark.parametrize('keep', [True,False], ids=['keep','recompute'])
 def test_recorded_sweeps_do_not_share(monkeypatch, recorded, keep):
@@ -168,17 +196,21 @@ def test_recorded_sweeps_do_not_share(monkeypatch, recorded, keep):
     assert len(recorded)==2                          # forward and backward, once each
 
 def test_a_shape_met_once_is_not_recorded(recorded):
-    for n in (1,2,3): kernels.triton_forward(*arguments((n,4,3,5), fp32), 'left', True)
+    for n in (1,2,3): kernels.triton_forward(*arguments((n,4,3,5), fp32), 'left', True, True)
     assert not recorded
+
+def test_whole_sweeps_are_not_recorded(recorded):
+    for _ in range(3): kernels.triton_forward(*arguments((1,4,3,5), fp32), 'left', True)
+    assert not recorded and not kernels._sweeps
 
 def test_recorded_sweeps_are_forgotten(monkeypatch, recorded):
     monkeypatch.setattr(torch.cuda, 'synchronize', lambda *a: None)
     args = [arguments((n,4,3,5), fp32) for n in (1,2,3)]
-    for a in args[:2]: kernels.triton_forward(*a, 'left', False), kernels.triton_forward(*a, 'left', False)
+    for a in args[:2]: kernels.triton_forward(*a, 'left', False, True), kernels.triton_forward(*a, 'left', False, True)
     assert len(recorded)==2
     monkeypatch.setattr(kernels, 'GRAPH_BYTES', sum(s.bytes for s in kernels._sweeps.values()))
-    want = kernels.triton_forward(*args[2], 'left', False)[0]
-    assert torch.equal(kernels.triton_forward(*args[2], 'left', False)[0], want)
+    want = kernels.triton_forward(*args[2], 'left', False, True)[0]
+    assert torch.equal(kernels.triton_forward(*args[2], 'left', False, True)[0], want)
     assert list(kernels._sweeps.values())==recorded[2:]
 
 @pytest.mark.skipif(not cuda, reason='needs a GPU')
@@ -214,6 +246,8 @@ def test_imports_without_triton():
 
 cases = [(kernel, *shape, dtype) for kernel in ('forward','backward') for shape,dtypes in [
     ((32,360,32), (fp16,fp32)), ((32,200,32), (fp16,)), ((128,64,32), (fp16,)), ((8,200,64), (bf16,)), ((3,13,7), (fp16,)), ((2,20,1), (fp32,))] for dtype in dtypes]
+cases += [(f'{kernel} sweep', *shape) for kernel in ('forward','backward') for shape in [
+    (128,64,32,fp16), (32,104,8,fp16), (512,112,32,bf16), (512,112,32,fp32), (2,32,128,fp16), (4,13,7,fp16)]]
 
 @pytest.mark.parametrize('kernel, B, C, L, dtype', cases, ids=short)
 def test_compiles_for_sm90(record_property, kernel, B, C, L, dtype):
@@ -221,7 +255,7 @@ def test_compiles_for_sm90(record_property, kernel, B, C, L, dtype):
     record_property('resources', found)
     print(kernel, B, C, L, short(dtype), found)
     assert found['spilled']==0 and 0<found['registers']<255 and found['shared']<=227*1024
-    assert found['hgmma']>0 if B*L>32 else found['hmma']>0
+    assert found['hgmma' if found['tiles'][0]==64 else 'hmma']>0
 
 @pytest.mark.parametrize('kernel, flags', [('forward',dict(KEEP=False)), ('forward',dict(WRITE=False)), ('backward',dict(PRODUCT=False)), ('backward',dict(GATES=False))])
 def test_every_switch_compiles_for_sm90(kernel, flags):

@@ -1,0 +1,29 @@
+"The models of the paper in full size: training steps of each, and the memory that they take"
+import pytest, torch
+from sdn_nb.training import RECIPES
+from sdn_nb.vae import PRESETS, training_memory
+from .common import cuda, device, rehearse
+
+ROOM = 60<<30   # bytes
+
+def batch(name):
+    "The recipe's batch, or what fits"
+    memory = training_memory(PRESETS[name])
+    return min(RECIPES[name].bs, (ROOM-memory.weights)//memory.per_image)
+
+# fp16 begins with a search for a scale of the loss, in which steps are skipped
+@pytest.mark.parametrize('name, precision, rounds', [('cifar10','fp16',16), ('imagenet32','bf16',1),
+                                                     ('celebahq256','bf16',1)])
+def test_training_steps(name, precision, rounds):
+    "Losses and gradients are finite, and memory is about what was foretold"
+    from sdn_nb.bench import measure_step
+    bs = batch(name)
+    assert bs>=1
+    what = ('digits', 4, 'bf16', device, 1) if rehearse else (name, bs, precision, device, rounds)
+    got = measure_step(*what)
+    print(f"\n{name}, {bs} images: {got['seconds'][0]:.3f} s, {got['steps']} steps, gradient {got['grad_norm']:.4g}")
+    print('losses', got['losses'])
+    assert torch.tensor([*got['losses'],got['grad_norm']]).isfinite().all() and got['steps'] and not got['skipped']
+    if not cuda: return
+    print(f"peak {got['peak_bytes']/2**30:.2f} GiB, foretold {got['foretold_bytes']/2**30:.2f} GiB")
+    assert 0 < got['peak_bytes'] <= 1.5*got['foretold_bytes']
