@@ -10,6 +10,8 @@ __all__ = ['published', 'loop', 'floor', 'seconds', 'in_turn', 'saved_bytes', 'd
 import itertools,json,platform,shlex,sys,time
 from unittest.mock import patch
 from contextlib import contextmanager,nullcontext
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from statistics import median
 import torch
@@ -272,6 +274,11 @@ def _random_images(cfg, n, bs, device):
     dl = ImageDL(TensorImages(levels), bs=bs, after_batch=ToUnit(cfg.levels), num_workers=0)
     return DataLoaders(dl, dl, device=device)
 
+@lru_cache(1)
+def _fresh_model(preset, device):
+    set_seed(0)
+    with torch.device(device): return SDNVAE(_preset(preset))           # orthogonal weights are made faster on a GPU
+
 FORMS = 'scan','published','recorded'
 
 @contextmanager
@@ -288,18 +295,19 @@ def measure_step(
     bs:int=None,        # images in a batch; the recipe's if None
     precision:str='fp16', # fp32, fp16 or bf16
     device:str='cuda',  # cuda or cpu
-    rounds:int=5,       # steps that count, after four that do not
+    rounds:int=5,       # steps that count, after three that do not
     form:str='scan',    # of the sweep: scan, published, or recorded, which is scan with the step as CUDA graphs
 )->dict:                # seconds (median, least, most), peak and foretold bytes, losses, gradient's norm, skipped steps, on a GPU its kernels
     "Training steps of a preset on random images"
     if form not in FORMS: raise ValueError(f"measure_step: `form` must be one of {', '.join(FORMS)}, got {form!r}.")
-    set_seed(0)
     cfg,recipe,clock = _preset(preset),RECIPES[preset],_Clock()
-    bs,need,warm = bs or recipe.bs,training_memory(cfg),4
+    bs,need,warm = bs or recipe.bs,training_memory(cfg),3
+    model = deepcopy(_fresh_model(preset, device))
+    set_seed(0)
     dls = _random_images(cfg, bs*(warm+rounds+2), bs, device)
-    with torch.device(device): model = SDNVAE(cfg)                      # orthogonal weights are made faster there
     learn = vae_learner(dls, model, lr=recipe.lr, precision=precision, graphs=form=='recorded', cbs=clock)
     learn.remove_cb(learn.progress)
+    if precision=='fp16': learn.mixed_precision.kwargs['init_scale'] = 64. # or the first steps would go into looking for a scale
     learn.logger,learn._do_epoch_validate = noop,noop
     if device=='cuda': torch.cuda.empty_cache(); torch.cuda.reset_peak_memory_stats()
     with _sweep_of(form): learn.fit(1)

@@ -6,9 +6,9 @@
 __all__ = ['triton_buffers', 'triton_forward', 'triton_backward', 'why_not', 'resources']
 
 # %% ../nbs/01_kernels.ipynb #0bc6ef50
-import re, subprocess, tempfile, threading
+import gc, re, subprocess, tempfile, threading
 from collections import OrderedDict
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import FunctionType, SimpleNamespace
@@ -116,7 +116,8 @@ def _tiles(rows, C, size, processors=132):
     return dict(BM=BM, BN=BN, BK=min(128//size, pow2(3*C)), num_warps=8 if BM*BN>=64*64 else 4, num_stages=3)
 
 # %% ../nbs/01_kernels.ipynb #1b760f84
-def _interpreted(): return triton is not None and not isinstance(_forward_line, triton.JITFunction)
+_in_interpreter = triton is not None and not isinstance(_forward_line, triton.JITFunction)
+def _interpreted(): return _in_interpreter
 
 def _precision(x):
     "How `tl.dot` treats fp32 operands"
@@ -308,10 +309,19 @@ def _may_record(given, new):
     return given['x'].is_cuda and not _interpreted() and not torch.cuda.is_current_stream_capturing() and 0 < _bytes(given, new) <= GRAPH_BYTES
 
 # %% ../nbs/01_kernels.ipynb #679edc42
+@contextmanager
+def uncollected():
+    "No garbage is collected meanwhile: an old graph among it, destroyed, would end the recording of a new one"
+    was = gc.isenabled()
+    gc.disable()
+    try: yield
+    finally:
+        if was: gc.enable()
+
 def _record(s):
     "Record the loop of `s` as a CUDA graph; returns what replays it"
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode='thread_local'): s.loop(s)
+    with uncollected(), torch.cuda.graph(graph, capture_error_mode='thread_local'): s.loop(s)
     return graph.replay
 
 # %% ../nbs/01_kernels.ipynb #e5a325ed
@@ -401,6 +411,13 @@ def triton_backward(
         grads = _after_loop(s, ly, weight_hh)
         return _map(s.dx, x, direction), *(g.to(p.dtype) for g,p in zip(grads, params))
 
+# %% ../nbs/01_kernels.ipynb #9db65719
+def _too_old(device):
+    "Why a CUDA device can't run the kernels, or None"
+    if torch.version.hip is None and torch.cuda.get_device_capability(device)<(8,0):
+        return f"{torch.cuda.get_device_name(device)} is too old for Triton, which needs compute capability 8.0: use another backend"
+_too_old._dynamo_marked_constant = True   # torch.compile asks once, and does not look inside
+
 # %% ../nbs/01_kernels.ipynb #1bb4f3b0
 def why_not(
     x:Tensor, # the map that should be swept
@@ -410,7 +427,7 @@ def why_not(
     if x.dtype not in (torch.float32, torch.float16, torch.bfloat16): return f"the kernels take float32, float16 or bfloat16, not {x.dtype}: convert `x`, or use another backend"
     if _interpreted(): return None
     if not x.is_cuda: return f"`x` is on {x.device}, the kernels run on a CUDA device: x.cuda(); to try them on a processor, very slowly, set TRITON_INTERPRET=1 in the environment before Python starts"
-    if torch.version.hip is None and torch.cuda.get_device_capability(x.device)<(8,0): return f"{torch.cuda.get_device_name(x.device)} is too old for Triton, which needs compute capability 8.0: use another backend"
+    return _too_old(x.device)
 
 # %% ../nbs/01_kernels.ipynb #780723f7
 for _name,_by_lines,_suits in (('triton_lines',True,lambda x: False), ('triton',False,lambda x: x.is_cuda)):

@@ -256,7 +256,7 @@ def record(self:StepGraphs):
     "Record for batches like the one at hand"
     model,x,amp = self.model,self.x,getattr(self.learn, 'mixed_precision', None)
     cast = autocast(x.device.type, dtype=amp.autocast.fast_dtype, cache_enabled=False) if amp else nullcontext()
-    with torch.random.fork_rng([x.device] if x.is_cuda else []), _sweeps_not_recorded(), cast:
+    with torch.random.fork_rng([x.device] if x.is_cuda else []), _sweeps_not_recorded(), kernels.uncollected(), cast:
         replay = torch.cuda.make_graphed_callables(_WithoutLatentGradients(model), (x.clone(),), allow_unused_input=True)
     shape,usual,self.recorded = x.shape,model.forward,True
     def forward(x): return (replay if model.training and torch.is_grad_enabled() and x.shape==shape else usual)(x)

@@ -14,8 +14,8 @@ from sdn_nb.layers import n_params
 from sdn_nb.training import vae_learner
 from sdn_nb.vae import SDNVAE, VAEConfig, atomic
 
-CONFIG = VAEConfig((28,28), channels=1, depth=8, downsample=(3,6), h=64, features=64, n_directions=1, free_bits=.05)
-TOY = replace(CONFIG, depth=3, downsample=(0,1), h=8, features=8, max_scale=14)
+CONFIG = VAEConfig((28,28), channels=1, depth=9, downsample=(3,6), h=64, features=80, n_directions=1, max_scale=14, free_bits=.05)
+TOY = replace(CONFIG, depth=3, downsample=(0,1), h=8, features=8)
 TRAIN,IW_SAMPLES = .36,64   # share of the time in which each model trains; importance samples
 
 class Budget(Callback):

@@ -66,12 +66,12 @@ def source():
     return hashlib.sha256(b''.join(f.relative_to(root).as_posix().encode()+f.read_bytes() for f in files)).hexdigest()
 
 def commit_of():
-    "Commit, whether the tree differs from it, and the digest of the code; of git, or else of what --pack wrote"
-    if (root/'.git').exists() and (head := git('rev-parse', 'HEAD')):
-        return dict(commit=head, dirty=bool(git('status', '--porcelain')), source=source())
+    "Commit, whether the tree differs from it, and the digest of the code: what --pack wrote if it was for this code, or git's"
     noted,now = read(packed/'commit.json'),source()
-    if not noted: return dict(commit=None, dirty=None, source=now)
-    return noted | dict(dirty=noted['dirty'] or noted['source']!=now, source=now)
+    if noted and noted['source']==now: return noted
+    if (root/'.git').exists() and (head := git('rev-parse', 'HEAD')):
+        return dict(commit=head, dirty=bool(git('status', '--porcelain')), source=now)
+    return dict(commit=noted and noted['commit'], dirty=bool(noted) or None, source=now)
 
 # What runs inside the stages
 
@@ -203,7 +203,7 @@ class Stage:
 
 python = [sys.executable]
 bench = [*python, '-c', 'from sdn_nb.bench import sdn_bench; sdn_bench.main()']
-shapes = '32,360,32 32,200,32 128,64,32 8,200,64 16,360,32 8,200,32 8,64,32 32,64,32 4,64,64 2,32,128 1,200,32 32,20,8'
+shapes = '32,360,32 32,200,32 128,64,32 8,200,64 16,360,32 8,200,32 8,64,32 32,64,32 4,64,64 2,32,128 1,200,32'
 
 def environment(run, work, seconds):
     return [([*python, str(here), '--inside', 'environment', run.device, 'measured.json'], 1)]
@@ -222,13 +222,13 @@ def tests(run, work, seconds):
     return [([*many, f'--ignore={presets}', folder], .75), ([*one, presets], 1)]
 
 def speed(run, work, seconds):
-    what = (shapes, 'fp16 fp32 bf16', '3') if run.device=='cuda' else ('1,4,6', 'fp32', '1')
+    what = (shapes, 'fp16 fp32 bf16', '2') if run.device=='cuda' else ('1,4,6', 'fp32', '1')
     options = [w for kv in zip(('--shapes','--precisions','--rounds'), what) for w in kv]
     ours = ['--backends', 'triton triton_lines', '--no-recompute'] if run.device=='cuda' else []
     return [([*bench, *options, *ours, '--device', run.device, '--out', 'speed.json'], 1)]
 
 def steps(run, work, seconds):
-    what = ('cifar10 imagenet32 celebahq256', 'fp16', '5') if run.device=='cuda' else ('digits', 'bf16', '1')
+    what = ('cifar10 imagenet32 celebahq256', 'fp16', '3') if run.device=='cuda' else ('digits', 'bf16', '1')
     options = [w for kv in zip(('--steps','--precisions','--rounds'), what) for w in kv]
     return [([*bench, '--shapes', '', *options, '--device', run.device, '--out', 'steps.json'], 1)]
 
@@ -270,7 +270,7 @@ STAGES = [
     Stage('environment', environment, 'measured.json', (), about_environment, .1, 20),
     Stage('tests', tests, 'tests.json', ('tests.json',), about_tests, .35, 20, gather_tests, partial=False),
     Stage('speed', speed, 'speed.json', ('speed.json',), about_speed, .25, 15),
-    Stage('steps', steps, 'steps.json', ('steps.json',), about_steps, .125, 15),
+    Stage('steps', steps, 'steps.json', ('steps.json',), about_steps, .2, 15),
     Stage('training', training, TRAINED[0], TRAINED, about_training, 1, 30),
 ]
 

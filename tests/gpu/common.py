@@ -18,7 +18,7 @@ from sdn_nb import kernels, scan
 from sdn_nb.layers import SubLayer
 
 if rehearse and not kernels._interpreted():
-    raise pytest.UsageError('Kernels were imported before the rehearsal: run SDN_GPU_REHEARSE=1 pytest -m gpu tests/gpu alone.')
+    raise pytest.UsageError('Kernels were imported before rehearsing: run SDN_GPU_REHEARSE=1 pytest -m gpu tests/gpu')
 
 BACKENDS = sorted(n for n in scan.BACKENDS if n.startswith('triton'))
 LINES = BACKENDS[-1]                     # one launch a line, recorded from the second call on

@@ -11,16 +11,13 @@ def batch(name):
     memory = training_memory(PRESETS[name])
     return min(RECIPES[name].bs, (ROOM-memory.weights)//memory.per_image)
 
-# fp16 begins with a search for a scale of the loss, in which steps are skipped
-@pytest.mark.parametrize('name, precision, rounds', [('cifar10','fp16',16), ('imagenet32','bf16',1),
-                                                     ('celebahq256','bf16',1)])
-def test_training_steps(name, precision, rounds):
+@pytest.mark.parametrize('name', ['cifar10','imagenet32','celebahq256'])
+def test_training_steps(name):
     "Losses and gradients are finite, and memory is about what was foretold"
     from sdn_nb.bench import measure_step
     bs = batch(name)
     assert bs>=1
-    what = ('digits', 4, 'bf16', device, 1) if rehearse else (name, bs, precision, device, rounds)
-    got = measure_step(*what)
+    got = measure_step(*(('digits', 4, 'bf16') if rehearse else (name, bs, 'fp16')), device, rounds=1)
     print(f"\n{name}, {bs} images: {got['seconds'][0]:.3f} s, {got['steps']} steps, gradient {got['grad_norm']:.4g}")
     print('losses', got['losses'])
     assert torch.tensor([*got['losses'],got['grad_norm']]).isfinite().all() and got['steps'] and not got['skipped']

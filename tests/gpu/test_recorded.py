@@ -139,7 +139,7 @@ def outer(model, x, dtype):
         for _ in range(3): score(model, x, dtype)
     synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph): y = score(model, x, dtype)
+    with kernels.uncollected(), torch.cuda.graph(graph): y = score(model, x, dtype)
     return y,graph.replay
 
 def score(model, x, dtype):
@@ -180,7 +180,7 @@ def test_inside_graphed_callables(monkeypatch, name, before):
     twin = copy.deepcopy(model)
     for _ in range(3*before): train(model, x)
     for p in model.parameters(): p.grad = None
-    graphed = torch.cuda.make_graphed_callables(model, (torch.randn_like(x).requires_grad_(),))
+    with kernels.uncollected(): graphed = torch.cuda.make_graphed_callables(model, (torch.randn_like(x).requires_grad_(),))
     for _ in range(3):
         x.normal_()
         for g,w in zip(train(graphed, x), unrecorded(monkeypatch, lambda: train(twin, x)), strict=True):
