@@ -17,7 +17,7 @@ from dataclasses import asdict,replace
 from hashlib import file_digest
 from pathlib import Path
 import fastai,torch,sdn_nb
-from fastai.torch_core import default_device,rank_distrib,set_seed
+from fastai.torch_core import default_device,num_distrib,rank_distrib,set_seed
 from fastcore.docments import docments
 from .vae import SDNVAE,PRESETS,_preset,atomic,training_memory
 from .data import DataInfo,show_images,_sources
@@ -75,8 +75,8 @@ def save_learning_curve(
     with _picture(Path(folder)/'learning_curve.png', 6, 3.5) as ax: _curves(ax, folder)
 
 # %% ../nbs/13_cli.ipynb #8deedb0c
-_free = 'epochs','path','recompute','minutes','sample_every','tensorboard','wandb'
-_plain = dict(path=None, width=None, recompute=False, precision='fp32', accumulate=1, warmup=0., minutes=10., sample_every=10, tensorboard=False, wandb=False)
+_free = 'epochs','path','recompute','graphs','minutes','sample_every','tensorboard','wandb'
+_plain = dict(path=None, width=None, recompute=False, graphs=True, precision='fp32', accumulate=1, warmup=0., minutes=10., sample_every=10, tensorboard=False, wandb=False)
 
 def _check_settings(given):
     "Raise a ValueError that names the option which can't be"
@@ -175,6 +175,10 @@ def _memory_note(model, bs, device):
     return note + (f". That will not fit: --bs {fits} --accumulate {-(-bs//fits)} does, for about the same step; --recompute takes less as well." if fits>0 else ". That will not fit at any batch size: --recompute takes less, a smaller --preset less still.")
 
 # %% ../nbs/13_cli.ipynb #f05d110e
+def _recordable(s, device):
+    "Whether a training step can be recorded as CUDA graphs: on one GPU, without accumulation or blocks that are computed again"
+    return device.type=='cuda' and num_distrib()<=1 and s['accumulate']==1 and not s['recompute']
+
 def _build(s):
     "Data, model and learner of the settings `s`"
     set_seed(s['seed'])
@@ -183,8 +187,9 @@ def _build(s):
     preset = _preset(s['preset'])
     model = SDNVAE(replace(preset, image_size=info.image_size, channels=info.channels, levels=info.levels, sdn=s['sdn'], h=s['width'] or preset.h))
     model.recompute = s['recompute']
+    graphs = s['graphs'] and _recordable(s, torch.device(dls.device))
     if not rank_distrib(): print(_memory_note(model, s['bs'], torch.device(dls.device)))
-    return distribute(vae_learner(dls, model, **{k:s[k] for k in ('lr','ema','precision','accumulate','warmup')}))
+    return distribute(vae_learner(dls, model, graphs=graphs, **{k:s[k] for k in ('lr','ema','precision','accumulate','warmup')}))
 
 # %% ../nbs/13_cli.ipynb #027ff232
 def _judge(learn, run, temperature):
@@ -242,6 +247,7 @@ def sdn_train(
     minutes:float=None,   # time between two checkpoints in the middle of an epoch, 10 if left out
     sample_every:int=None,# epochs from one picture of samples to the next, 10 if left out; 0 for none
     recompute:bool=False, # compute each block again on the way back, to save memory for about a third more time
+    graphs:bool=True,     # on one GPU, do not record a training step as CUDA graphs and replay it
     tensorboard:bool=False,# write curves for TensorBoard into the run's folder
     wandb:bool=False,     # send curves to Weights & Biases
     out:str=None,         # folder of the run; runs/NAME if left out
@@ -254,7 +260,7 @@ def sdn_train(
         _check_folder(run, resume, overwrite)
         saved,data = _saved(run) if resume else (None,None)
         if fp16 and bf16: raise ValueError("sdn_train: --fp16 and --bf16 exclude each other; choose one.")
-        s = _settings(dataset, dict(preset=preset, epochs=epochs, bs=bs, lr=lr, path=path and str(Path(path).resolve()), size=size, seed=seed, recompute=recompute or None, sdn=None if sdn else False, width=width, precision='fp16' if fp16 else 'bf16' if bf16 else None,
+        s = _settings(dataset, dict(preset=preset, epochs=epochs, bs=bs, lr=lr, path=path and str(Path(path).resolve()), size=size, seed=seed, recompute=recompute or None, graphs=None if graphs else False, sdn=None if sdn else False, width=width, precision='fp16' if fp16 else 'bf16' if bf16 else None,
             accumulate=accumulate, warmup=warmup, minutes=minutes, sample_every=sample_every, tensorboard=tensorboard or None, wandb=wandb or None), saved)
         _check_apart(run, s['dataset'])
         result = train(s, run, overwrite, data)

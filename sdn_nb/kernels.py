@@ -283,7 +283,7 @@ def _after_loop(s, y, weight_hh):
     C,da,dq,x = y.shape[-1],s.da.flatten(0,2),s.dq.flatten(0,2),s.x[1:].flatten(0,2)
     rz,w = da[:,:2*C],weight_hh.to(x.dtype)
     s.dx[1:].view(-1,C).addmm_(rz, w[:2*C]).addmm_(dq, w[2*C:])
-    db_i,db_q = da.sum(0, dtype=torch.float32),dq.sum(0, dtype=torch.float32)
+    db_i,db_q = (g.flatten(1,2).sum(1, dtype=torch.float32).sum(0) for g in (s.da,s.dq)) # line by line first: four times as fast
     return da.t()@_windows(y[:-1]), torch.cat([rz.t()@x, dq.t()@x]), db_i, torch.cat([db_i[:2*C], db_q])
 
 # %% ../nbs/01_kernels.ipynb #779257d8
@@ -333,7 +333,7 @@ def _sweep(loop, given, **new):
     key = loop,x.dtype,x.device,stream,_precision(x),shapes,tuple(new.items())
     first,s = key not in _sweeps,_sweeps.pop(key, None)
     if not first and s is None:
-        with torch.inference_mode(False): s = _Sweep(loop, given, new, own=True) # it may serve in training later
+        with torch.inference_mode(False), torch.no_grad(): s = _Sweep(loop, given, new, own=True) # may serve in training too
     _sweeps[key] = s
     if s is None: return _Sweep(loop, given, new)
     for k,v in given.items(): getattr(s, k).copy_(v)

@@ -17,7 +17,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import distributed,nn
 from torch.amp import GradScaler,autocast
-from torch.optim.swa_utils import AveragedModel,get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from fastai.basics import Callback,CancelEpochException,CancelStepException,DataLoaders,Learner,OptimWrapper,AvgMetric,AvgLoss,ValueMetric,get_model,noop,num_distrib,rank_distrib,to_detach
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback
@@ -60,10 +60,9 @@ def distortion(
     return bits_per_dim(-out.log_px, x).mean()
 
 # %% ../nbs/08_training.ipynb #6870f4e9
-def _ema_update(decay):
-    "Update of the averages after `n` steps, with a weight of the past that grows to `decay`"
-    def update(averages, weights, n): get_ema_multi_avg_fn(min(decay, (1+n.item())/(10+n.item())))(averages, weights, n)
-    return update
+def _weight_of_the_past(decay, n):
+    "After `n` steps; it grows to `decay`"
+    return min(decay, (1+n)/(10+n))
 
 # %% ../nbs/08_training.ipynb #d5c20639
 class EMA(Callback):
@@ -73,17 +72,30 @@ class EMA(Callback):
     ): self.decay,self.average,self.in_use = decay,None,False
 
     def before_fit(self):
-        if self.average is None: self.average = AveragedModel(self.model, multi_avg_fn=_ema_update(self.decay))
+        if self.average is None: self.average = AveragedModel(self.model)
         self.use(False)
+        self.n,self.both = None,[list(m.parameters()) for m in (self.average.module, self.model)]
 
     def before_step(self): self.stepped = True
     def after_cancel_step(self): self.stepped = False                   # fastai calls after_step all the same
     def after_step(self):
-        if self.stepped: self.average.update_parameters(self.model)
+        if self.stepped: self.update()
 
     def before_validate(self): self.use(True)
     def after_validate(self): self.use(False)
     def after_fit(self): self.use(True)
+
+# %% ../nbs/08_training.ipynb #3a474874
+@patch
+@torch.no_grad()
+def update(self:EMA):
+    "Average the weights in, all at once and without waiting for the device, which `AveragedModel.update_parameters` does"
+    if self.n is None: self.n = self.average.n_averaged.item()          # a checkpoint may have set it
+    averages,weights = self.both
+    if self.n: torch._foreach_lerp_(averages, weights, 1-_weight_of_the_past(self.decay, self.n))
+    else: torch._foreach_copy_(averages, weights)
+    self.n += 1
+    self.average.n_averaged += 1
 
 # %% ../nbs/08_training.ipynb #0fa7b60f
 @patch
@@ -150,7 +162,7 @@ class Guard(GradientClip):
         self.skip_above,self.patience,self.in_row,self.mine = skip_above,patience,0,False
         self.before_train()
 
-    def before_fit(self): self.in_row = 0
+    def before_fit(self): self.in_row,self.params = 0,list(self.model.parameters())
     def before_train(self): self.total,self.steps,self.skipped = 0.,0,0
 
     @property
@@ -160,16 +172,17 @@ class Guard(GradientClip):
 @patch
 def norm(self:Guard):
     "Norm of the whole gradient"
-    return nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None], self.norm_type)
+    return nn.utils.get_total_norm([p.grad for p in self.params if p.grad is not None], self.norm_type)
 
 # %% ../nbs/08_training.ipynb #145ba861
 @patch
 def before_step(self:Guard):
     norm = self.norm()
-    self.mine = not (norm.isfinite() and norm<=self.skip_above)
+    size = norm.item()                                                  # the one time that a step waits for the device
+    self.mine = not (math.isfinite(size) and size<=self.skip_above)
     if self.mine: raise CancelStepException
-    nn.utils.clip_grads_with_norm_(self.model.parameters(), self.max_norm, norm)
-    self.total,self.steps,self.in_row = self.total+norm.item(),self.steps+1,0
+    nn.utils.clip_grads_with_norm_(self.params, self.max_norm, norm)
+    self.total,self.steps,self.in_row = self.total+size,self.steps+1,0
 
 # %% ../nbs/08_training.ipynb #0be0215d
 @patch

@@ -199,6 +199,17 @@ def test_a_shape_met_once_is_not_recorded(recorded):
     for n in (1,2,3): kernels.triton_forward(*arguments((n,4,3,5), fp32), 'left', True, True)
     assert not recorded
 
+def test_recorded_sweeps_hold_no_graph(recorded):
+    "Nor do they keep a parameter's gradient node, which belongs to the stream of the first backward pass"
+    for inference in (False,True):
+        kernels._sweeps.clear()
+        for _ in range(3):
+            args = [a.requires_grad_() for a in arguments((1,4,3,5), fp32)]
+            with torch.inference_mode(inference): y,saved = kernels.triton_forward(*args, 'left', True, True)
+            with torch.no_grad(): kernels.triton_backward(torch.ones_like(y), args[0], y, saved, *args[1:], 'left', True)
+        held = [v for s in kernels._sweeps.values() for v in vars(s).values() if isinstance(v, torch.Tensor)]
+        assert held and not any(v.requires_grad or v.is_inference() for v in held)
+
 def test_whole_sweeps_are_not_recorded(recorded):
     for _ in range(3): kernels.triton_forward(*arguments((1,4,3,5), fp32), 'left', True)
     assert not recorded and not kernels._sweeps

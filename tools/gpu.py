@@ -209,17 +209,15 @@ def environment(run, work, seconds):
     return [([*python, str(here), '--inside', 'environment', run.device, 'measured.json'], 1)]
 
 def tests(run, work, seconds):
-    "pytest in several processes; the presets' tests, which take the memory of the whole card, alone in a second call"
-    folder,presets = 'tests/gpu','tests/gpu/test_presets.py'
+    "pytest, in several processes where pytest-xdist is there"
+    folder = 'tests/gpu'
     if not (root/folder).is_dir(): return 'there is no folder tests/gpu'
     (work/'report').mkdir()
     call = [*python, str(here), '--inside', 'tests', str(work/'lines'), '-v', '-m', 'gpu', '-p', 'no:cacheprovider']
     limit = importlib.util.find_spec('pytest_timeout') and ['--timeout', '120', '--timeout-method']
-    one = [*call, *(limit+['signal'] if limit else [])]
-    if not importlib.util.find_spec('xdist'): return [([*one, folder], 1)]
-    many = [*call, '-n', str(min(12, os.cpu_count())), *(limit+['thread'] if limit else [])]
-    if not (root/presets).exists(): return [([*many, folder], 1)]
-    return [([*many, f'--ignore={presets}', folder], .75), ([*one, presets], 1)]
+    many = importlib.util.find_spec('xdist') and ['-n', str(min(12, os.cpu_count()))]
+    how = [*(many or []), *([*limit, 'thread' if many else 'signal'] if limit else [])]
+    return [([*call, *how, folder], 1)]
 
 def speed(run, work, seconds):
     what = (shapes, 'fp16 fp32 bf16', '2') if run.device=='cuda' else ('1,4,6', 'fp32', '1')
@@ -268,9 +266,9 @@ def about_training(d):
 TRAINED = ('fashion_mnist.json', 'fashion_mnist_samples.png', 'fashion_mnist_sdn.safetensors')
 STAGES = [
     Stage('environment', environment, 'measured.json', (), about_environment, .1, 20),
-    Stage('tests', tests, 'tests.json', ('tests.json',), about_tests, .35, 20, gather_tests, partial=False),
+    Stage('tests', tests, 'tests.json', ('tests.json',), about_tests, .45, 20, gather_tests, partial=False),
     Stage('speed', speed, 'speed.json', ('speed.json',), about_speed, .25, 15),
-    Stage('steps', steps, 'steps.json', ('steps.json',), about_steps, .2, 15),
+    Stage('steps', steps, 'steps.json', ('steps.json',), about_steps, .3, 15),
     Stage('training', training, TRAINED[0], TRAINED, about_training, 1, 30),
 ]
 

@@ -4,7 +4,7 @@ from sdn_nb.training import RECIPES
 from sdn_nb.vae import PRESETS, training_memory
 from .common import cuda, device, rehearse
 
-ROOM = 60<<30   # bytes
+ROOM = 24<<30   # bytes for each of the three, which may be tested at once
 
 def batch(name):
     "The recipe's batch, or what fits"
