@@ -198,23 +198,42 @@ def after_cancel_step(self:Guard):
 @patch
 def report(self:Guard):
     "What to tell after the last of too many skipped steps"
-    amp = getattr(self.learn, 'mixed_precision', None)
-    with amp.autocast if amp else nullcontext(): fault = _first_fault(get_model(self.model), self.x)
+    fault = _first_fault(get_model(self.model), self.x)
     norm = self.norm().item()
     fault = fault or (f"the gradient's norm is {norm:.3g}" + (f', above skip_above={self.skip_above:g}' if math.isfinite(norm) else ', though each number in it is finite'))
     return f"Guard: {self.in_row} steps in a row had to be skipped, the last in batch {self.iter} of epoch {self.epoch}, both counted from 0: {fault}. Go on from the last checkpoint with a lower learning rate, or with more exact numbers (fp32)."
 
+# %% ../nbs/08_training.ipynb #6d4f49b5
+def _n_processes(): return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+def _usual_forward(model):
+    "Take off what callbacks have put around the model's forward pass"
+    vars(model).pop('forward', None)
+
 # %% ../nbs/08_training.ipynb #ab0f7c1e
 class Autocast(MixedPrecision):
-    "fastai's `MixedPrecision`, fp16 with a scaled loss or bf16, on the model's device"
+    "fastai's `MixedPrecision`, fp16 with a scaled loss or bf16, on the model's device, for the batches of the learner alone"
     name = 'mixed_precision'
     def before_fit(self):
-        fp16,device = self.amp_mode.value=='fp16',next(self.model.parameters()).device.type
+        model,fp16 = get_model(self.model),self.amp_mode.value=='fp16'
+        device = next(model.parameters()).device.type
         if not fp16 and device=='cuda' and not torch.cuda.is_bf16_supported(): raise ValueError("Autocast: this GPU has no bf16; use fp16.")
         self.kwargs['enabled'] = fp16
-        self.autocast,self.learn.scaler,self.scales = autocast(device, dtype=torch.float16 if fp16 else torch.bfloat16),GradScaler(device, **self.kwargs),[]
+        self.dtype,self.learn.scaler,self.scales = torch.float16 if fp16 else torch.bfloat16,GradScaler(device, **self.kwargs),[]
+        _usual_forward(model)                                           # an interrupted fit may have left its own
+        model.forward = partial(self.forward, model.forward)
 
+    def forward(self, usual, x):
+        "The model's forward pass in half precision, if `x` is the batch that the learner is at"
+        if _n_processes()==1 and x is not self.learn.xb[0]: return usual(x)
+        with autocast(x.device.type, dtype=self.dtype): return usual(x)
+
+    def before_batch(self): pass
     def after_pred(self): pass                                          # likelihoods and divergences are float32 already
+    def after_loss(self): pass
+    def after_fit(self):
+        _usual_forward(get_model(self.model))
+        super().after_fit()
 
 # %% ../nbs/08_training.ipynb #b8f8a026
 class WarmUp(Callback):
@@ -253,22 +272,19 @@ def _sweeps_not_recorded():
 class StepGraphs(Callback):
     "Record the model's forward and backward pass as CUDA graphs at the first batch, and replay them for batches like it until `fit` is over"
     order,run_valid = MixedPrecision.order+1,False
-    def before_fit(self): self.forget()
+    def before_fit(self):
+        if not hasattr(self.learn, 'mixed_precision'): _usual_forward(get_model(self.model))
+        self.recorded = False
     def before_batch(self):
         if not self.recorded: self.record()
-    def after_fit(self): self.forget()
-
-    def forget(self):
-        "Leave the model as it was"
-        vars(get_model(self.model)).pop('forward', None)
-        self.recorded = False
+    def after_fit(self): _usual_forward(get_model(self.model))
 
 # %% ../nbs/08_training.ipynb #ef8061b7
 @patch
 def record(self:StepGraphs):
     "Record for batches like the one at hand"
     model,x,amp = self.model,self.x,getattr(self.learn, 'mixed_precision', None)
-    cast = autocast(x.device.type, dtype=amp.autocast.fast_dtype, cache_enabled=False) if amp else nullcontext()
+    cast = autocast(x.device.type, dtype=amp.dtype, cache_enabled=False) if amp else nullcontext()
     with torch.random.fork_rng([x.device] if x.is_cuda else []), _sweeps_not_recorded(), kernels.uncollected(), cast:
         replay = torch.cuda.make_graphed_callables(_WithoutLatentGradients(model), (x.clone(),), allow_unused_input=True)
     shape,usual,self.recorded = x.shape,model.forward,True
@@ -276,8 +292,6 @@ def record(self:StepGraphs):
     model.forward = forward
 
 # %% ../nbs/08_training.ipynb #7adbb8b6
-def _n_processes(): return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
 def _joined(out):
     "The output with the mean divergence of each block over all processes; gradients are those of one's own"
     if _n_processes()==1: return out

@@ -3,7 +3,7 @@ import csv, json, math, sys
 
 import pytest, torch
 import sdn_nb.ladder
-from fastai.basics import Callback, noop, set_seed
+from fastai.basics import Callback, CancelBatchException, CancelFitException, noop, set_seed
 from sdn_nb.data import get_dls
 from sdn_nb.evaluation import elbo_bpd
 from sdn_nb.training import RunFolder, SamplePictures, save_samples, tensorboard_logger, vae_learner, wandb_logger
@@ -106,6 +106,33 @@ def test_clipped_after_the_scale_is_divided_out():
     learn = learner(Norms(), bs=32, n=64, clip=2., precision='fp16', scale=512)
     learn.fit(1)
     assert learn.norms.seen==pytest.approx([2.]*2, rel=1e-3)
+
+class End(Callback):
+    "Raise at the third batch, before, in or after the model's forward pass"
+    def __init__(self, where, error): self.where,self.error = where,error
+    def before_fit(self): self.model.blocks[0].up_a.register_forward_hook(lambda *args: self.stop('forward'))
+    def stop(self, where):
+        if where==self.where and self.training and self.train_iter==2: raise self.error
+    def before_batch(self): self.stop('before')
+    def after_pred(self): self.stop('after')
+
+@pytest.mark.parametrize('where', ['before','forward','after'])
+@pytest.mark.parametrize('error', [CancelFitException,CancelBatchException,KeyboardInterrupt])
+def test_half_precision_ends_with_the_fit(where, error):
+    "However a fit ends, what follows is computed as if there had been none; and the next fit is in half precision again"
+    learn = learner(End(where, error), bs=32, n=128, precision='bf16')
+    try: learn.fit(1)
+    except KeyboardInterrupt: pass
+    assert not torch.is_autocast_enabled('cpu')
+    learn.end.where = None
+    x,fresh = learn.dls.valid.one_batch()[0],SDNVAE(cfg)
+    fresh.load_state_dict(learn.model.state_dict())
+    types = []
+    learn.model.first.register_forward_hook(lambda module, args, out: types.append(out.dtype))
+    noise = [torch.manual_seed(0) and m(x).elbo for m in (learn.model.train(), fresh.train())]
+    assert torch.equal(*noise) and types==[torch.float32]
+    learn.fit(1)
+    assert set(types[1:])=={torch.bfloat16} and 'forward' not in vars(learn.model)
 
 def test_search_for_a_scale_is_no_fault():
     learn = learner(bs=16, n=400, precision='fp16', patience=2, scale=2.**30)

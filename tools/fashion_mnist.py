@@ -8,6 +8,8 @@ import torch
 from fastai.basics import Callback, CancelFitException, DataLoaders, noop, set_seed
 from matplotlib.figure import Figure
 from safetensors.torch import save_file
+from torch.profiler import ProfilerActivity, profile
+from sdn_nb.bench import _kernels
 from sdn_nb.data import get_dls, show_images
 from sdn_nb.evaluation import _generator, _iw_bits, elbo_estimate, histogram_bpd
 from sdn_nb.layers import n_params
@@ -17,23 +19,27 @@ from sdn_nb.vae import SDNVAE, VAEConfig, atomic
 CONFIG = VAEConfig((28,28), channels=1, depth=9, downsample=(3,6), h=64, features=80, n_directions=1, max_scale=14, free_bits=.05)
 TOY = replace(CONFIG, depth=3, downsample=(0,1), h=8, features=8)
 TRAIN,IW_SAMPLES = .36,64   # share of the time in which each model trains; importance samples
+PROFILED = 30               # step from which on five are profiled on a GPU
 
 class Budget(Callback):
     "Let the learning rate rise, stay and fall as time goes by, look at validation images ten times, and stop when time is up"
     order = 65
     def __init__(self, seconds, lr, valid): self.seconds,self.lr,self.valid,self.curve = seconds,lr,valid,[]
-    def before_fit(self): self.began = None
+    def before_fit(self): self.began,self.profile = None,profile(activities=[ProfilerActivity.CUDA])
     def before_batch(self):
         if not self.training: return
         if self.began is None: self.began = time.monotonic()
         share = (time.monotonic()-self.began)/self.seconds
         if share>=1: raise CancelFitException
-        if share>=(len(self.curve)+1)/10: self.look()
+        if share>=(len(self.curve)+1)/10: self.look(self.learn.ema.average.module)
+        if self.x.is_cuda and self.train_iter==PROFILED: self.profile.start()
         self.opt.set_hyper('lr', self.lr*min(1, (self.train_iter+1)/200, .5+.5*math.cos(math.pi*max(0, (share-.3)/.7))))
 
-    def look(self):
-        average = self.learn.ema.average.module
-        bits = elbo_estimate(average, self.valid, progress=False).bpd
+    def after_batch(self):
+        if self.training and self.x.is_cuda and self.train_iter==PROFILED+5: torch.cuda.synchronize(); self.profile.stop()
+
+    def look(self, model):
+        bits = elbo_estimate(model, self.valid, progress=False).bpd
         self.curve.append(dict(seconds=time.monotonic()-self.began, steps=self.train_iter, valid_bpd=bits))
         print(f"  {self.curve[-1]['seconds']:6.1f} s  step {self.train_iter:6}  {bits:.4f} bits/dim on validation images", flush=True)
 
@@ -52,18 +58,18 @@ def twin(cfg):
     h = bisect_left(range(2, 1024), size(cfg), key=lambda h: size(of(h))) + 2
     return of(min(h-1, h, key=lambda h: abs(size(of(h))-size(cfg))))
 
-def train(cfg, dls, seconds, lr, precision, graphs, valid):
+def train(cfg, dls, seconds, lr, precision, cuda, valid):
     "A learner that has trained for `seconds`, the average of its weights in the model, and what to tell of it"
     set_seed(0)
     budget = Budget(seconds, lr, valid)
-    learn = vae_learner(dls, SDNVAE(cfg), lr=lr, precision=precision, graphs=graphs, cbs=budget)
+    learn = vae_learner(dls, SDNVAE(cfg), lr=lr, precision=precision, graphs=cuda, cbs=budget)
     learn.remove_cb(learn.progress)
     learn.logger,learn._do_epoch_validate = noop,noop
     learn.fit(10**6)
-    budget.look()
     took = time.monotonic()-budget.began
+    budget.look(learn.model)                                             # the average is in it now
     return learn.model.eval(),dict(parameters=n_params(learn.model), steps=budget.train_iter, images=budget.train_iter*dls.train.bs,
-        train_seconds=took, images_per_second=budget.train_iter*dls.train.bs/took, curve=budget.curve, config=asdict(cfg))
+        kernels=_kernels(budget.profile, 5) if cuda and budget.train_iter>PROFILED+5 else None, train_seconds=took, images_per_second=budget.train_iter*dls.train.bs/took, curve=budget.curve, config=asdict(cfg))
 
 def importance(model, dl, seconds, bs):
     "Importance-weighted bits/dim of as many images, from the first on, as can be judged in `seconds`"
