@@ -16,13 +16,14 @@ from sdn_nb.layers import n_params
 from sdn_nb.training import vae_learner
 from sdn_nb.vae import SDNVAE, VAEConfig, atomic
 
-CONFIG = VAEConfig((28,28), channels=1, depth=9, downsample=(3,6), h=64, features=80, n_directions=1, max_scale=14, free_bits=.05)
+CONFIG = VAEConfig((28,28), channels=1, depth=6, downsample=(2,4), h=80, features=96, n_directions=1, max_scale=14,
+                   free_bits=.05)
 TOY = replace(CONFIG, depth=3, downsample=(0,1), h=8, features=8)
 TRAIN,IW_SAMPLES = .36,64   # share of the time in which each model trains; importance samples
 PROFILED = 30               # step from which on five are profiled on a GPU
 
 class Budget(Callback):
-    "Let the learning rate rise, stay and fall as time goes by, look at validation images ten times, and stop when time is up"
+    "Let the learning rate rise, stay and fall as time goes by, look at validation images ten times, stop when time is up"
     order = 65
     def __init__(self, seconds, lr, valid): self.seconds,self.lr,self.valid,self.curve = seconds,lr,valid,[]
     def before_fit(self): self.began,self.profile = None,profile(activities=[ProfilerActivity.CUDA])
@@ -33,15 +34,19 @@ class Budget(Callback):
         if share>=1: raise CancelFitException
         if share>=(len(self.curve)+1)/10: self.look(self.learn.ema.average.module)
         if self.x.is_cuda and self.train_iter==PROFILED: self.profile.start()
-        self.opt.set_hyper('lr', self.lr*min(1, (self.train_iter+1)/200, .5+.5*math.cos(math.pi*max(0, (share-.3)/.7))))
+        rising,falling = (self.train_iter+1)/200,.5+.5*math.cos(math.pi*max(0, (share-.3)/.7))
+        self.opt.set_hyper('lr', self.lr*min(1, rising, falling))
 
     def after_batch(self):
-        if self.training and self.x.is_cuda and self.train_iter==PROFILED+5: torch.cuda.synchronize(); self.profile.stop()
+        if self.training and self.x.is_cuda and self.train_iter==PROFILED+5:
+            torch.cuda.synchronize()
+            self.profile.stop()
 
     def look(self, model):
         bits = elbo_estimate(model, self.valid, progress=False).bpd
-        self.curve.append(dict(seconds=time.monotonic()-self.began, steps=self.train_iter, valid_bpd=bits))
-        print(f"  {self.curve[-1]['seconds']:6.1f} s  step {self.train_iter:6}  {bits:.4f} bits/dim on validation images", flush=True)
+        seconds = time.monotonic()-self.began
+        self.curve.append(dict(seconds=seconds, steps=self.train_iter, valid_bpd=bits))
+        print(f"  {seconds:6.1f} s  step {self.train_iter:6}  {bits:.4f} bits/dim on validation images", flush=True)
 
 def few(dl, n, bs):
     "The first `n` images of a loader"
@@ -68,8 +73,10 @@ def train(cfg, dls, seconds, lr, precision, cuda, valid):
     learn.fit(10**6)
     took = time.monotonic()-budget.began
     budget.look(learn.model)                                             # the average is in it now
-    return learn.model.eval(),dict(parameters=n_params(learn.model), steps=budget.train_iter, images=budget.train_iter*dls.train.bs,
-        kernels=_kernels(budget.profile, 5) if cuda and budget.train_iter>PROFILED+5 else None, train_seconds=took, images_per_second=budget.train_iter*dls.train.bs/took, curve=budget.curve, config=asdict(cfg))
+    steps = budget.train_iter
+    return learn.model.eval(),dict(parameters=n_params(learn.model), steps=steps, images=steps*dls.train.bs, train_seconds=took,
+        images_per_second=steps*dls.train.bs/took, kernels=_kernels(budget.profile, 5) if cuda and steps>PROFILED+5 else None,
+        curve=budget.curve, config=asdict(cfg))
 
 def importance(model, dl, seconds, bs):
     "Importance-weighted bits/dim of as many images, from the first on, as can be judged in `seconds`"
@@ -85,12 +92,13 @@ def pictures(models, path, device):
     "Samples of each model, side by side"
     fig = Figure((4*len(models), 4.2), dpi=110, layout='constrained')
     for ax,(name,model) in zip(fig.subplots(1, len(models), squeeze=False)[0], models.items()):
-        show_images(model.sample(64, .9, torch.Generator(device).manual_seed(0)), nrow=8, ax=ax, title=f'{name}, temperature 0.9')
+        x = model.sample(64, .9, torch.Generator(device).manual_seed(0))
+        show_images(x, nrow=8, ax=ax, title=f'{name}, temperature 0.9')
     with atomic(path) as tmp: fig.savefig(tmp, format='png')
 
 def main():
     p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument('--minutes', type=float, default=5, help='time for everything; each model trains for 36 %% of it (default 5)')
+    p.add_argument('--minutes', type=float, default=5, help='time for all; each model trains for 36 %% of it (default 5)')
     p.add_argument('--out', type=Path, default=Path('fashion_mnist'), help='folder to write into')
     p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='cuda or cpu')
     p.add_argument('--bs', type=int, default=128, help='images in a batch')
@@ -117,7 +125,8 @@ def main():
         print(f"  {told['parameters']:,} parameters, {told['steps']} steps, test ELBO {e}", flush=True)
         write()
         if name=='sdn':
-            save_file({k: v.contiguous() for k,v in models[name].state_dict().items()}, a.out/'fashion_mnist_sdn.safetensors')
+            weights = {k: v.contiguous() for k,v in models[name].state_dict().items()}
+            save_file(weights, a.out/'fashion_mnist_sdn.safetensors')
         pictures(models, a.out/'fashion_mnist_samples.png', a.device)
     for i,(name,model) in enumerate(models.items()):
         left = 60*a.minutes-(time.monotonic()-began)

@@ -66,7 +66,7 @@ def source():
     return hashlib.sha256(b''.join(f.relative_to(root).as_posix().encode()+f.read_bytes() for f in files)).hexdigest()
 
 def commit_of():
-    "Commit, whether the tree differs from it, and the digest of the code: what --pack wrote if it was for this code, or git's"
+    "Commit, whether the tree differs from it, and the digest of the code: as --pack noted if it was for this code, or as git has it"
     noted,now = read(packed/'commit.json'),source()
     if noted and noted['source']==now: return noted
     if (root/'.git').exists() and (head := git('rev-parse', 'HEAD')):
@@ -267,8 +267,8 @@ TRAINED = ('fashion_mnist.json', 'fashion_mnist_samples.png', 'fashion_mnist_sdn
 STAGES = [
     Stage('environment', environment, 'measured.json', (), about_environment, .1, 20),
     Stage('tests', tests, 'tests.json', ('tests.json',), about_tests, .45, 20, gather_tests, partial=False),
-    Stage('speed', speed, 'speed.json', ('speed.json',), about_speed, .25, 15),
-    Stage('steps', steps, 'steps.json', ('steps.json',), about_steps, .3, 15),
+    Stage('speed', speed, 'speed.json', ('speed.json',), about_speed, .18, 15),
+    Stage('steps', steps, 'steps.json', ('steps.json',), about_steps, .17, 15),
     Stage('training', training, TRAINED[0], TRAINED, about_training, 1, 30),
 ]
 

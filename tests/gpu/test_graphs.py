@@ -34,9 +34,10 @@ def test_trains_as_without(replayed, precision):
     state = [l.model.state_dict() for l in (ours, usual)]
     assert (a/b-1).abs().max()<(1e-3 if precision=='fp32' else 2e-2), (a, b, far(*state))
 
-def test_a_smaller_batch_goes_the_usual_way(replayed):
+def test_afterwards_the_model_is_as_it_was(replayed):
     learn = fit(graphs=True, n=72)
-    assert len(learn.watch.loss_of)==4 and torch.tensor(learn.watch.loss_of).isfinite().all() # two batches of 32; 8 images are left out
+    losses = learn.watch.loss_of                                        # two batches of 32 an epoch; 8 images are left out
+    assert len(losses)==4 and torch.tensor(losses).isfinite().all()
     x = learn.dls.train.one_batch()[0][:5]
     assert 'forward' not in vars(learn.model) and learn.model.train()(x).z[0].requires_grad
 
