@@ -107,13 +107,14 @@ def _forward_line(X, H, N, Y, W, BIAS, t, rows, P, L, C:tl.constexpr, KEEP:tl.co
                   C, KEEP, WRITE, UP, PRECISION, BM, BN, BK)
 
 # %% ../nbs/01_kernels.ipynb #0baf9c9e
+def _pow2(n): return max(16, 1 << (n-1).bit_length())                    # the least size of a tile that holds n
+
 def _tiles(rows, C, size, processors=132):
     "Tile sizes and launch options for a line of `rows` positions with `C` features of `size` bytes"
-    pow2 = lambda n: max(16, 1 << (n-1).bit_length())
-    BM = min(64, pow2(rows))
-    widths = [n for n in ((64,32,16) if size==2 else (32,16)) if n<=pow2(C)]
+    BM = min(64, _pow2(rows))
+    widths = [n for n in ((64,32,16) if size==2 else (32,16)) if n<=_pow2(C)]
     BN = next((n for n in widths if -(-rows//BM) * -(-C//n) >= processors/2), widths[-1])
-    return dict(BM=BM, BN=BN, BK=min(128//size, pow2(3*C)), num_warps=8 if BM*BN>=64*64 else 4, num_stages=3)
+    return dict(BM=BM, BN=BN, BK=min(128//size, _pow2(3*C)), num_warps=8 if BM*BN>=64*64 else 4, num_stages=3)
 
 # %% ../nbs/01_kernels.ipynb #1b760f84
 _in_interpreter = triton is not None and not isinstance(_forward_line, triton.JITFunction)
@@ -252,10 +253,10 @@ WHOLE = 112             # features up to which one launch does a whole sweep; 0 
 def _whole_options(x, processors):
     "Rows that a program owns of the lines `x`, and the compile-time arguments"
     _,B,L,C = x.shape
-    size,own,pow2 = x.element_size(),-(-B//processors)*L,lambda n: max(16, 1 << (n-1).bit_length())
-    BM = min(64, pow2(own))
-    BN = min(8192//size//BM, pow2(C))                                # what the registers hold
-    tiles = dict(BM=BM, BN=BN, BK=min(128//size, pow2(3*C)), num_warps=8 if BM*BN*size>=8192 else 4, num_stages=3)
+    size,own = x.element_size(),-(-B//processors)*L
+    BM = min(64, _pow2(own))
+    BN = min(8192//size//BM, _pow2(C))                                # what the registers hold
+    tiles = dict(BM=BM, BN=BN, BK=min(128//size, _pow2(3*C)), num_warps=8 if BM*BN*size>=8192 else 4, num_stages=3)
     return own,dict(C=C, UP=_interpreted(), PRECISION=_precision(x), **tiles)
 
 # %% ../nbs/01_kernels.ipynb #8fd635ca

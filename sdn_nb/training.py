@@ -64,6 +64,11 @@ def _weight_of_the_past(decay, n):
     "After `n` steps; it grows to `decay`"
     return min(decay, (1+n)/(10+n))
 
+# %% ../nbs/08_training.ipynb #9c3ed113
+def _usual_forward(model):
+    "Take off what callbacks have put around the model's forward pass"
+    vars(model).pop('forward', None)
+
 # %% ../nbs/08_training.ipynb #d5c20639
 class EMA(Callback):
     "Exponential moving average of the weights, in the model during validation and after `fit`; the training weights return when `fit` is called again"
@@ -72,6 +77,7 @@ class EMA(Callback):
     ): self.decay,self.average,self.in_use = decay,None,False
 
     def before_fit(self):
+        _usual_forward(get_model(self.model))                           # an interrupted fit may have left its own
         if self.average is None: self.average = AveragedModel(self.model)
         self.use(False)
         self.n,self.both = None,[list(m.parameters()) for m in (self.average.module, self.model)]
@@ -206,10 +212,6 @@ def report(self:Guard):
 # %% ../nbs/08_training.ipynb #6d4f49b5
 def _n_processes(): return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
-def _usual_forward(model):
-    "Take off what callbacks have put around the model's forward pass"
-    vars(model).pop('forward', None)
-
 # %% ../nbs/08_training.ipynb #ab0f7c1e
 class Autocast(MixedPrecision):
     "fastai's `MixedPrecision`, fp16 with a scaled loss or bf16, on the model's device, for the batches of the learner alone"
@@ -220,7 +222,6 @@ class Autocast(MixedPrecision):
         if not fp16 and device=='cuda' and not torch.cuda.is_bf16_supported(): raise ValueError("Autocast: this GPU has no bf16; use fp16.")
         self.kwargs['enabled'] = fp16
         self.dtype,self.learn.scaler,self.scales = torch.float16 if fp16 else torch.bfloat16,GradScaler(device, **self.kwargs),[]
-        _usual_forward(model)                                           # an interrupted fit may have left its own
         model.forward = partial(self.forward, model.forward)
 
     def forward(self, usual, x):
@@ -272,9 +273,7 @@ def _sweeps_not_recorded():
 class StepGraphs(Callback):
     "Record the model's forward and backward pass as CUDA graphs at the first batch, and replay them for batches like it until `fit` is over"
     order,run_valid = MixedPrecision.order+1,False
-    def before_fit(self):
-        if not hasattr(self.learn, 'mixed_precision'): _usual_forward(get_model(self.model))
-        self.recorded = False
+    def before_fit(self): self.recorded = False
     def before_batch(self):
         if not self.recorded: self.record()
     def after_fit(self): _usual_forward(get_model(self.model))

@@ -11,17 +11,24 @@ from sdn_nb.vae import SDNVAE, VAEConfig
 
 cfg = VAEConfig((8,8), channels=1, levels=17, depth=2, downsample=(0,1), h=6, z=2, features=4, mix=2)
 
-def learner(*cbs, bs=512, flip=None, n=None, scale=None, **kw):
-    "On all digits, or the first `n`; with a loss scale to begin with"
-    set_seed(0)
-    dls = get_dls('digits', bs=bs, flip=flip, device='cpu')
-    for dl in dls:
-        if n: dl.dataset.levels,dl.n = dl.dataset.levels[:n],min(n, len(dl.dataset))
-    learn = vae_learner(dls, SDNVAE(cfg), cbs=cbs, **kw)
+def first(dl, n):
+    "Leave a loader its first `n` images; all if None"
+    dl.dataset.levels = dl.dataset.levels[:n]
+    dl.n = len(dl.dataset)
+
+def quiet(learn, scale=None):
+    "A learner without progress bar and table; with a loss scale to begin with"
     if scale: learn.mixed_precision.kwargs['init_scale'] = float(scale)
     learn.remove_cb(learn.progress)
     learn.logger = noop
     return learn
+
+def learner(*cbs, bs=512, flip=None, n=None, scale=None, **kw):
+    "On all digits, or the first `n`; with a loss scale to begin with"
+    set_seed(0)
+    dls = get_dls('digits', bs=bs, flip=flip, device='cpu')
+    for dl in dls: first(dl, n)
+    return quiet(vae_learner(dls, SDNVAE(cfg), cbs=cbs, **kw), scale)
 
 class Norms(Callback):
     "Norm of the gradient at each step, after all other callbacks"
@@ -133,6 +140,17 @@ def test_half_precision_ends_with_the_fit(where, error):
     assert torch.equal(*noise) and types==[torch.float32]
     learn.fit(1)
     assert set(types[1:])=={torch.bfloat16} and 'forward' not in vars(learn.model)
+
+@pytest.mark.parametrize('graphs', [False,True])
+def test_nothing_of_an_interrupted_fit_is_in_the_next_learner(monkeypatch, graphs):
+    "Its average is a model of its own, not one that calls what the interrupted fit put round the first"
+    monkeypatch.setattr(torch.cuda, 'make_graphed_callables', lambda module, args, **kw: module)
+    old = learner(End('before', KeyboardInterrupt), bs=32, n=128, precision='bf16', graphs=graphs)
+    with pytest.raises(KeyboardInterrupt): old.fit(1)
+    assert 'forward' in vars(old.model)
+    new = quiet(vae_learner(old.dls, old.model, ema=.9))
+    new.fit(1)
+    assert not any('forward' in vars(m) for m in (new.model, new.ema.average.module))
 
 def test_search_for_a_scale_is_no_fault():
     learn = learner(bs=16, n=400, precision='fp16', patience=2, scale=2.**30)

@@ -8,10 +8,9 @@ import torch
 from fastai.basics import Callback, CancelFitException, DataLoaders, noop, set_seed
 from matplotlib.figure import Figure
 from safetensors.torch import save_file
-from torch.profiler import ProfilerActivity, profile
-from sdn_nb.bench import _kernels
+from sdn_nb.bench import StepProfile
 from sdn_nb.data import get_dls, show_images
-from sdn_nb.evaluation import _generator, _iw_bits, elbo_estimate, histogram_bpd
+from sdn_nb.evaluation import _estimate, _generator, _iw_bits, elbo_estimate, histogram_bpd
 from sdn_nb.layers import n_params
 from sdn_nb.training import vae_learner
 from sdn_nb.vae import SDNVAE, VAEConfig, atomic
@@ -20,27 +19,20 @@ CONFIG = VAEConfig((28,28), channels=1, depth=6, downsample=(2,4), h=80, feature
                    free_bits=.05)
 TOY = replace(CONFIG, depth=3, downsample=(0,1), h=8, features=8)
 TRAIN,IW_SAMPLES = .36,64   # share of the time in which each model trains; importance samples
-PROFILED = 30               # step from which on five are profiled on a GPU
 
 class Budget(Callback):
     "Let the learning rate rise, stay and fall as time goes by, look at validation images ten times, stop when time is up"
     order = 65
     def __init__(self, seconds, lr, valid): self.seconds,self.lr,self.valid,self.curve = seconds,lr,valid,[]
-    def before_fit(self): self.began,self.profile = None,profile(activities=[ProfilerActivity.CUDA])
+    def before_fit(self): self.began = None
     def before_batch(self):
         if not self.training: return
         if self.began is None: self.began = time.monotonic()
         share = (time.monotonic()-self.began)/self.seconds
         if share>=1: raise CancelFitException
         if share>=(len(self.curve)+1)/10: self.look(self.learn.ema.average.module)
-        if self.x.is_cuda and self.train_iter==PROFILED: self.profile.start()
         rising,falling = (self.train_iter+1)/200,.5+.5*math.cos(math.pi*max(0, (share-.3)/.7))
         self.opt.set_hyper('lr', self.lr*min(1, rising, falling))
-
-    def after_batch(self):
-        if self.training and self.x.is_cuda and self.train_iter==PROFILED+5:
-            torch.cuda.synchronize()
-            self.profile.stop()
 
     def look(self, model):
         bits = elbo_estimate(model, self.valid, progress=False).bpd
@@ -66,8 +58,8 @@ def twin(cfg):
 def train(cfg, dls, seconds, lr, precision, cuda, valid):
     "A learner that has trained for `seconds`, the average of its weights in the model, and what to tell of it"
     set_seed(0)
-    budget = Budget(seconds, lr, valid)
-    learn = vae_learner(dls, SDNVAE(cfg), lr=lr, precision=precision, graphs=cuda, cbs=budget)
+    budget,profiled = Budget(seconds, lr, valid),StepProfile(30, 5)
+    learn = vae_learner(dls, SDNVAE(cfg), lr=lr, precision=precision, graphs=cuda, cbs=[budget,profiled])
     learn.remove_cb(learn.progress)
     learn.logger,learn._do_epoch_validate = noop,noop
     learn.fit(10**6)
@@ -75,7 +67,7 @@ def train(cfg, dls, seconds, lr, precision, cuda, valid):
     budget.look(learn.model)                                             # the average is in it now
     steps = budget.train_iter
     return learn.model.eval(),dict(parameters=n_params(learn.model), steps=steps, images=steps*dls.train.bs, train_seconds=took,
-        images_per_second=steps*dls.train.bs/took, kernels=_kernels(budget.profile, 5) if cuda and steps>PROFILED+5 else None,
+        images_per_second=steps*dls.train.bs/took, kernels=profiled.kernels,
         curve=budget.curve, config=asdict(cfg))
 
 def importance(model, dl, seconds, bs):
@@ -85,8 +77,11 @@ def importance(model, dl, seconds, bs):
         for i,(x,_) in enumerate(dl):
             bits += _iw_bits(model, x, IW_SAMPLES, bs, _generator(0, i, x.device))
             if time.monotonic()-began>seconds: break
-    t = torch.tensor(bits, dtype=torch.float64)
-    return dict(bpd=t.mean().item(), stderr=(t.std()/len(t)**.5).item(), n=len(t), samples=IW_SAMPLES)
+    return _estimate('importance', bits, IW_SAMPLES)
+
+def figures(e):
+    "An estimate for JSON"
+    return dict(bpd=e.bpd, stderr=e.stderr, n=e.n, samples=e.samples)
 
 def pictures(models, path, device):
     "Samples of each model, side by side"
@@ -121,7 +116,7 @@ def main():
         print(f'{name}:', flush=True)
         models[name],told = train(c, dls, TRAIN*60*a.minutes, a.lr, precision, cuda, valid)
         e = elbo_estimate(models[name], test, progress=False)
-        result['models'][name] = told | dict(test_elbo=dict(bpd=e.bpd, stderr=e.stderr, n=e.n))
+        result['models'][name] = told | dict(test_elbo=figures(e))
         print(f"  {told['parameters']:,} parameters, {told['steps']} steps, test ELBO {e}", flush=True)
         write()
         if name=='sdn':
@@ -131,8 +126,9 @@ def main():
     for i,(name,model) in enumerate(models.items()):
         left = 60*a.minutes-(time.monotonic()-began)
         bs = 8192 if cuda else 256
-        result['models'][name]['test_iw'] = importance(model, test.new(bs=bs//IW_SAMPLES), .9*left/(len(models)-i), bs)
-        print(f"{name}: {result['models'][name]['test_iw']}", flush=True)
+        e = importance(model, test.new(bs=bs//IW_SAMPLES), .9*left/(len(models)-i), bs)
+        result['models'][name]['test_iw'] = figures(e)
+        print(f"{name}: {e}, importance-weighted, {IW_SAMPLES} samples, {e.n} images", flush=True)
         write()
     result['histogram_bpd'] = histogram_bpd(dls.train.new(shuffle=False, drop_last=False), test, dls.info.levels)
     write()

@@ -2,9 +2,8 @@
 import pytest, torch
 from fastai.basics import set_seed
 from sdn_nb import kernels
-from test_training import Cut, Some, final
 from .common import cuda
-from .test_training import Watch, far, learner
+from .test_training import Watch, cut_and_resume, far, learner
 
 pytestmark = pytest.mark.usefixtures('replayed')
 
@@ -54,12 +53,4 @@ def test_a_second_fit_records_anew(replayed):
 
 def test_resumed_run_is_the_same_run(tmp_path, deterministic):
     "Recording draws no noise that a run would miss"
-    def run(folder, *cbs):
-        learn = learner('digits', Some(folder, (1,1)), *cbs, bs=32, n=160, graphs=True)
-        learn.fit_flat_cos(3, pct_start=.1)
-        return final(folder, learn)
-    whole = run(tmp_path/'whole')
-    with pytest.raises(KeyboardInterrupt): run(tmp_path/'cut', Cut(1, 4))
-    resumed = run(tmp_path/'cut')
-    for part in 'model','ema':
-        assert all(torch.equal(v, whole[part][k]) for k,v in resumed[part].items()), f'{part}: {far(resumed[part], whole[part])}'
+    cut_and_resume(tmp_path, graphs=True)

@@ -4,13 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 import pytest, torch
 import sdn_nb.distributions, sdn_nb.ladder
-from fastai.basics import Callback, noop, set_seed
+from fastai.basics import Callback, set_seed
 from fastai.data.external import fastai_path
 from sdn_nb.data import get_dls
 from sdn_nb.evaluation import elbo_estimate, iw_bpd
 from sdn_nb.training import RECIPES, RunFolder, save_samples, vae_learner
 from sdn_nb.vae import PRESETS, SDNVAE, bits_per_dim
-from test_training import Cut, Some, final, same as same_state
+from test_training import Cut, Some, final, first, quiet, same as same_state
 from .common import cuda, device, either
 
 DATA = dict(digits='digits', fashion_mnist='fashion_mnist', home32='photos')
@@ -33,14 +33,8 @@ def learner(name, *cbs, n=None, bs=None, scale=None, valid=64, **kw):
     path = folder(DATA[name])
     set_seed(0)
     dls = get_dls(DATA[name], bs=bs or RECIPES[name].bs, path=path, device=device)
-    for dl,most in zip(dls, (n, valid)):
-        dl.dataset.levels = dl.dataset.levels[:most]
-        dl.n = len(dl.dataset)
-    learn = vae_learner(dls, SDNVAE(config(name)), cbs=cbs, **dict(lr=RECIPES[name].lr)|kw)
-    if scale: learn.mixed_precision.kwargs['init_scale'] = float(scale)
-    learn.remove_cb(learn.progress)
-    learn.logger = noop
-    return learn
+    for dl,most in zip(dls, (n, valid)): first(dl, most)
+    return quiet(vae_learner(dls, SDNVAE(config(name)), cbs=cbs, **dict(lr=RECIPES[name].lr)|kw), scale)
 
 class Watch(Callback):
     "The loss of each training batch, and the loss scale after it"
@@ -85,11 +79,10 @@ def far(a, b):
 HOW = {'fp32': {}, 'bf16': dict(precision='bf16', warmup=.5),
        'fp16, two batches a step': dict(precision='fp16', accumulate=2, scale=2.**17)}
 
-@pytest.mark.parametrize('how', HOW)
-def test_resumed_run_is_the_same_run(tmp_path, deterministic, how):
-    "A checkpoint in the middle of an epoch, and batches after it that are lost"
+def cut_and_resume(tmp_path, **kw):
+    "Compare a run with one that has a checkpoint in the middle of an epoch, and loses the batches after it"
     def fit(folder, *cbs):
-        learn = learner('digits', Some(folder, (1,1)), *cbs, bs=32, n=160, **HOW[how])
+        learn = learner('digits', Some(folder, (1,1)), *cbs, bs=32, n=160, **kw)
         learn.fit_flat_cos(3, pct_start=.1)
         return final(folder, learn)
     whole = fit(tmp_path/'whole')
@@ -99,6 +92,9 @@ def test_resumed_run_is_the_same_run(tmp_path, deterministic, how):
         a,b = resumed[part],whole[part]
         assert all(torch.equal(v, b[k]) for k,v in a.items()), f'{part} differs by {far(a, b)}'
     same_state(resumed, whole)
+
+@pytest.mark.parametrize('how', HOW)
+def test_resumed_run_is_the_same_run(tmp_path, deterministic, how): cut_and_resume(tmp_path, **HOW[how])
 
 def test_two_runs_are_the_same_run(deterministic):
     "The seed decides everything"
@@ -119,8 +115,7 @@ def steady(monkeypatch):
 
 def images(name, n=32, on=device):
     dls = get_dls(DATA[name], bs=16, path=folder(DATA[name]), device=on)
-    dls.valid.dataset.levels = dls.valid.dataset.levels[:n]
-    dls.valid.n = n
+    first(dls.valid, n)
     return dls.valid
 
 @pytest.mark.parametrize('name', DATA)
