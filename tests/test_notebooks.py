@@ -98,6 +98,7 @@ def anatomy_faults(nb):
     head = next((source(c) for c in nb['cells'] if c['cell_type']=='markdown'), '')
     faults = [] if re.match(r'# \S', head) else ['title']
     if not re.search(r'^> \S', head, re.M): faults.append('subtitle')
+    elif re.search(r'^[^>\s]', head.partition('\n')[2], re.M): faults.append('text in the title cell, which the site drops')
     if not any(k.startswith('image/') for o in outputs(nb) for k in o.get('data', {})): faults.append('figure')
     return faults
 
@@ -108,6 +109,8 @@ def test_anatomy_refused():
     fig = cell('plot()', dict(output_type='display_data', data={'image/png': 'AA'}))
     assert anatomy_faults(book(cell('# Scan\n\n> A claim', kind='markdown'), fig)) == []
     assert anatomy_faults(book(cell('## Scan', kind='markdown'), cell('plot()'))) == ['title', 'subtitle', 'figure']
+    more = cell('# Scan\n\n> A claim\n\nWhy it is made', kind='markdown')
+    assert anatomy_faults(book(more, fig)) == ['text in the title cell, which the site drops']
 
 # documentation of what is exported
 
