@@ -10,7 +10,8 @@ from PIL import Image
 from matplotlib.figure import Figure
 import sdn_nb
 from sdn_nb.cli import _curves
-from sdn_nb.vae import SDNVAE, model_folder
+from sdn_nb.vae import SDNVAE
+from sdn_nb.saving import model_folder
 
 FILES = {'config.json', 'model.safetensors', 'history.csv', 'checkpoint.pt', 'evaluation.json', 'samples.png', 'reconstructions.png', 'learning_curve.png'}
 OPTIONS = dict(sdn_train='--preset --epochs --bs --lr --path --size --seed --no-sdn --width --fp16 --bf16 --accumulate --warmup --minutes --sample_every --recompute --tensorboard --wandb --out --resume --overwrite', sdn_sample='--n --temperature --seed --out', sdn_eval='--samples --split --seed --bs --device', sdn_explore='--port --no-browser')

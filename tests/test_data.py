@@ -1,4 +1,4 @@
-"""Properties and faults of sdn_nb.data that nbs/07_data.ipynb leaves out: all numbers of levels, odd image files, worker processes, every refusal."""
+"""Properties and faults of sdn_nb.data that nbs/06_data.ipynb leaves out: all numbers of levels, odd image files, worker processes, every refusal."""
 import dataclasses, json, os, random
 
 import numpy as np, pytest, torch

@@ -4,7 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest, torch
-from sdn_nb.vae import SDNVAE, VAEConfig, atomic
+from sdn_nb.vae import SDNVAE, VAEConfig
+from sdn_nb.saving import atomic
 
 cfg = VAEConfig((4,6), channels=1, levels=17, depth=2, downsample=(0,), h=4, z=1, features=3, mix=2)
 

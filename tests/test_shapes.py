@@ -1,4 +1,4 @@
-"""Properties and faults of sdn_nb.shapes that nbs/06a_shapes.ipynb leaves out: one interface for all sets, a second renderer, the files' odd forms, every refusal."""
+"""Properties and faults of sdn_nb.shapes that nbs/engine/shapes.ipynb leaves out: one interface for all sets, a second renderer, the files' odd forms, every refusal."""
 import math, pickle, sys
 
 import h5py, numpy as np, pytest, torch

@@ -7,7 +7,8 @@ import pytest, torch, torch.nn.functional as F
 from torch.distributions import Normal, kl_divergence
 from torch.testing import assert_close
 from sdn_nb.distributions import DiscretizedMixLogistic, quantize
-from sdn_nb.vae import PRESETS, SDNVAE, VAEConfig, _saved_bytes, free_bits_loss
+from sdn_nb.vae import PRESETS, SDNVAE, VAEConfig, free_bits_loss
+from sdn_nb.memory import kept_bytes
 
 small = VAEConfig((8,12), channels=3, levels=32, depth=4, downsample=(1,3), h=6, z=2, features=5, mix=2)
 def images(cfg, n=3): return quantize(torch.rand(n, cfg.channels, *cfg.image_size)*2-1, cfg.levels)
@@ -86,7 +87,7 @@ def test_recomputation_keeps_less(model):
     def saved(recompute):
         m = SDNVAE(small)
         m.recompute = recompute
-        return _saved_bytes(lambda: m(images(small)), m.parameters())
+        return kept_bytes(lambda: m(images(small)), m.parameters())
     assert saved(True) < .5*saved(False)
 
 @pytest.mark.parametrize('size,downsample', [((1,1),()), ((1,9),()), ((8,8),(0,1,2))], ids=['1x1','1x9','8x8-halved-to-1x1'])

@@ -13,7 +13,8 @@ from sdn_nb.data import get_dls, show_images
 from sdn_nb.evaluation import _estimate, _generator, _iw_bits, elbo_estimate, histogram_bpd
 from sdn_nb.layers import n_params
 from sdn_nb.training import vae_learner
-from sdn_nb.vae import SDNVAE, VAEConfig, atomic
+from sdn_nb.vae import SDNVAE, VAEConfig
+from sdn_nb.saving import atomic
 
 CONFIG = VAEConfig((28,28), channels=1, depth=6, downsample=(2,4), h=80, features=96, n_directions=1, max_scale=14,
                    free_bits=.05)

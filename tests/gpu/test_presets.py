@@ -1,7 +1,8 @@
 "The models of the paper in full size: training steps of each, and the memory that they take"
 import pytest, torch
-from sdn_nb.training import RECIPES
-from sdn_nb.vae import PRESETS, training_memory
+from sdn_nb.vae import RECIPES
+from sdn_nb.vae import PRESETS
+from sdn_nb.memory import training_memory
 from .common import cuda, device, rehearse
 
 ROOM = 24<<30   # bytes for each of the three, which may be tested at once
