@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['show_rows', 'prior_samples', 'reconstructions', 'interpolations', 'neighbourhood', 'show_neighbourhood', 'Nearest',
            'nearest', 'show_nearest', 'read_histories', 'Band', 'band', 'show_curves', 'BlockBits', 'block_bits',
-           'show_bits', 'redraw_block', 'block_variance', 'show_maps', 'receptive_field']
+           'show_bits', 'redraw_block', 'block_variance', 'show_maps', 'receptive_field', 'save_samples',
+           'save_reconstructions', 'save_learning_curve', 'SamplePictures']
 
 # %% ../nbs/10_analysis.ipynb #61a7ac28
 import warnings
 warnings.filterwarnings('ignore', category=FutureWarning, module='torch.jit')  # fastai's own import
 
 # %% ../nbs/10_analysis.ipynb #62f84cf7
+from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple
@@ -19,11 +21,15 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from fastprogress import progress_bar
+from fastai.basics import Callback,rank_distrib
 from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import nn, Tensor
+from .saving import atomic
 from .vae import SDNVAE, bits_per_dim
 from .data import show_images, to_levels, to_unit
+from .training import RunFolder
 from .evaluation import _at_rest
 
 # %% ../nbs/10_analysis.ipynb #db395c05
@@ -350,3 +356,66 @@ def receptive_field(
         centre = y[:,:,y.shape[2]//2,y.shape[3]//2].sum(0)             # (C',): an image's output depends on its own input alone
         J2 = sum(torch.autograd.grad(c, x, retain_graph=True)[0].square() for c in centre)
     return J2.sum(1).mean(0).sqrt()
+
+# %% ../nbs/10_analysis.ipynb #009f56a1
+@contextmanager
+def picture(path, width, height):
+    "Axes of a new figure of the given size in inches, which needs no screen; saved as PNG, at one stroke, when the block ends"
+    fig = Figure((width, height), dpi=150, layout='constrained')
+    yield fig.subplots()
+    with atomic(path) as tmp: fig.savefig(tmp, format='png')
+
+# %% ../nbs/10_analysis.ipynb #eddf3b46
+def save_samples(
+    model:SDNVAE,         # trained model
+    path,                 # PNG file to write
+    n:int=64,             # number of images
+    temperature:float=1., # factor of the prior's standard deviations
+    seed:int=0,           # of the samples
+):
+    "Draw new images as one grid"
+    g = torch.Generator(model.top.device).manual_seed(seed)
+    x = model.sample(n, temperature, g)
+    rows,shape = -(-n//8),x.shape[2]/x.shape[3]
+    with picture(path, 8, rows*shape+.3) as ax: show_images(x, nrow=8, ax=ax, title=f'samples at temperature {temperature:g}')
+
+# %% ../nbs/10_analysis.ipynb #f42e804f
+def save_reconstructions(
+    model:SDNVAE, # trained model
+    x,            # images, (B, C, H, W) in [-1, 1]
+    path,         # PNG file to write
+):
+    "Draw images above what is left of them after encoding and decoding"
+    both = reconstructions(model, x).flatten(0,1)
+    with picture(path, len(x), 2*x.shape[2]/x.shape[3]+.3) as ax: show_images(both, nrow=len(x), ax=ax, title='above: validation images, below: their reconstructions')
+
+# %% ../nbs/10_analysis.ipynb #97ea8227
+def _curves(ax, run):
+    "ELBO, rate and distortion of a run against epochs, in one panel from zero up"
+    h,names = read_histories(run),dict(bpd='ELBO', rate='rate: latent variables', distortion='distortion: pixels')
+    ax.set_prop_cycle(color=['k','tab:orange','tab:blue'])
+    show_curves({label: dict(bits=h[k]) for k,label in names.items()}, dict(bits=''), [ax])
+    ax.set(ylabel='validation, bits/dim', ylim=(0,None))
+
+# %% ../nbs/10_analysis.ipynb #f7a35d4e
+def save_learning_curve(
+    folder, # run folder with a history.csv; learning_curve.png is written beside it
+):
+    "Draw ELBO, rate and distortion against epochs; raises as `read_histories` does"
+    with picture(Path(folder)/'learning_curve.png', 6, 3.5) as ax: _curves(ax, folder)
+
+# %% ../nbs/10_analysis.ipynb #4f1759dc
+class SamplePictures(Callback):
+    "Draw samples of the averaged model every few epochs: samples_epoch_010.png and so on"
+    order = RunFolder.order+1
+    def __init__(self,
+        folder,               # where the pictures go
+        every:int=10,         # epochs from one picture to the next
+        n:int=64,             # number of images
+        temperature:float=1., # factor of the prior's standard deviations
+    ): self.folder,self.every,self.n,self.temperature,self.due = Path(folder),every,n,temperature,False
+
+    def after_validate(self): self.due = (self.epoch+1)%self.every==0 and not rank_distrib() # not called in an epoch that is skipped
+    def after_epoch(self):
+        if self.due: save_samples(self.learn.ema.average.module, self.folder/f'samples_epoch_{self.epoch+1:03d}.png', self.n, self.temperature)
+        self.due = False

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['bpd', 'rate', 'distortion', 'EMA', 'Guard', 'Autocast', 'WarmUp', 'StepGraphs', 'vae_learner', 'RunFolder',
-           'save_samples', 'SamplePictures', 'tensorboard_logger', 'wandb_logger', 'distribute']
+           'tensorboard_logger', 'wandb_logger', 'distribute']
 
 # %% ../nbs/07_training.ipynb #a163caf8
 import csv,math,random,re,time
@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import distributed,nn
 from torch.amp import GradScaler,autocast
 from torch.optim.swa_utils import AveragedModel
@@ -26,7 +25,6 @@ from fastai.callback.training import GradientAccumulation,GradientClip
 from fastcore.basics import patch
 from fastcore.foundation import L
 from . import kernels
-from .data import show_images
 from .vae import SDNVAE, VAEOutput, free_bits_loss, bits_per_dim
 from .saving import atomic
 
@@ -523,44 +521,6 @@ def load(self:RunFolder):
     self.dls.train.rng.setstate(s['loader'])
     self.resumed = dict(random=s['random'][rank_distrib()], guard=s['guard'])
     _set_random_state(self.resumed['random'], model.top.device)
-
-# %% ../nbs/07_training.ipynb #009f56a1
-@contextmanager
-def _picture(path, width, height):
-    "Axes of a new figure of the given size in inches, which needs no screen; saved as PNG, at one stroke, when the block ends"
-    fig = Figure((width, height), dpi=150, layout='constrained')
-    yield fig.subplots()
-    with atomic(path) as tmp: fig.savefig(tmp, format='png')
-
-# %% ../nbs/07_training.ipynb #eddf3b46
-def save_samples(
-    model:SDNVAE,         # trained model
-    path,                 # PNG file to write
-    n:int=64,             # number of images
-    temperature:float=1., # factor of the prior's standard deviations
-    seed:int=0,           # of the samples
-):
-    "Draw new images as one grid"
-    g = torch.Generator(model.top.device).manual_seed(seed)
-    x = model.sample(n, temperature, g)
-    rows,shape = -(-n//8),x.shape[2]/x.shape[3]
-    with _picture(path, 8, rows*shape+.3) as ax: show_images(x, nrow=8, ax=ax, title=f'samples at temperature {temperature:g}')
-
-# %% ../nbs/07_training.ipynb #4f1759dc
-class SamplePictures(Callback):
-    "Draw samples of the averaged model every few epochs: samples_epoch_010.png and so on"
-    order = RunFolder.order+1
-    def __init__(self,
-        folder,               # where the pictures go
-        every:int=10,         # epochs from one picture to the next
-        n:int=64,             # number of images
-        temperature:float=1., # factor of the prior's standard deviations
-    ): self.folder,self.every,self.n,self.temperature,self.due = Path(folder),every,n,temperature,False
-
-    def after_validate(self): self.due = (self.epoch+1)%self.every==0 and not rank_distrib() # not called in an epoch that is skipped
-    def after_epoch(self):
-        if self.due: save_samples(self.learn.ema.average.module, self.folder/f'samples_epoch_{self.epoch+1:03d}.png', self.n, self.temperature)
-        self.due = False
 
 # %% ../nbs/07_training.ipynb #34474880
 def tensorboard_logger(

@@ -6,7 +6,8 @@ import sdn_nb.ladder
 from fastai.basics import Callback, CancelBatchException, CancelFitException, noop, set_seed
 from sdn_nb.data import get_dls
 from sdn_nb.evaluation import elbo_bpd
-from sdn_nb.training import RunFolder, SamplePictures, save_samples, tensorboard_logger, vae_learner, wandb_logger
+from sdn_nb.analysis import SamplePictures, save_samples
+from sdn_nb.training import RunFolder, tensorboard_logger, vae_learner, wandb_logger
 from sdn_nb.vae import SDNVAE, VAEConfig
 
 cfg = VAEConfig((8,8), channels=1, levels=17, depth=2, downsample=(0,1), h=6, z=2, features=4, mix=2)

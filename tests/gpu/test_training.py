@@ -8,7 +8,8 @@ from fastai.basics import Callback, set_seed
 from fastai.data.external import fastai_path
 from sdn_nb.data import get_dls
 from sdn_nb.evaluation import elbo_estimate, iw_bpd
-from sdn_nb.training import RunFolder, save_samples, vae_learner
+from sdn_nb.analysis import save_samples
+from sdn_nb.training import RunFolder, vae_learner
 from sdn_nb.vae import RECIPES
 from sdn_nb.vae import PRESETS, SDNVAE, bits_per_dim
 from test_training import Cut, Some, final, first, quiet, same as same_state
