@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from .scan import scan, DIRECTIONS
-import sdn_nb.kernels, sdn_nb.native  # backends of scan for a GPU and for a processor, which register themselves
 
 # %% ../nbs/01_layers.ipynb #0b70cc77
 class SubLayer(nn.Module):

@@ -24,7 +24,7 @@ from fastai.callback.schedule import ParamScheduler  # the module also gives Lea
 from fastai.callback.training import GradientAccumulation,GradientClip
 from fastcore.basics import patch
 from fastcore.foundation import L
-from . import kernels
+from .scan import triton_sweep
 from .vae import SDNVAE, VAEOutput, free_bits_loss, bits_per_dim
 from .saving import atomic
 
@@ -264,9 +264,9 @@ class _WithoutLatentGradients(nn.Module):
 @contextmanager
 def _sweeps_not_recorded():
     "Sweeps run as plain launches meanwhile"
-    was,kernels.GRAPH_BYTES = kernels.GRAPH_BYTES,0
+    was,triton_sweep.GRAPH_BYTES = triton_sweep.GRAPH_BYTES,0
     try: yield
-    finally: kernels.GRAPH_BYTES = was
+    finally: triton_sweep.GRAPH_BYTES = was
 
 # %% ../nbs/07_training.ipynb #5201ef6e
 class StepGraphs(Callback):
@@ -283,7 +283,7 @@ def record(self:StepGraphs):
     "Record for batches like the one at hand"
     model,x,amp = self.model,self.x,getattr(self.learn, 'mixed_precision', None)
     cast = autocast(x.device.type, dtype=amp.dtype, cache_enabled=False) if amp else nullcontext()
-    with torch.random.fork_rng([x.device] if x.is_cuda else []), _sweeps_not_recorded(), kernels.uncollected(), cast:
+    with torch.random.fork_rng([x.device] if x.is_cuda else []), _sweeps_not_recorded(), triton_sweep.uncollected(), cast:
         replay = torch.cuda.make_graphed_callables(_WithoutLatentGradients(model), (x.clone(),), allow_unused_input=True)
     shape,usual,self.recorded = x.shape,model.forward,True
     def forward(x): return (replay if model.training and torch.is_grad_enabled() and x.shape==shape else usual)(x)

@@ -6,7 +6,7 @@ import pytest, torch, torch._dynamo.testing, torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from sdn_nb.layers import ResSDN, SDNLayer, SubLayer
-from sdn_nb.native import _compiler
+from sdn_nb.scan.cpp_sweep import compiler
 from sdn_nb.scan import DIRECTIONS, scan
 
 BACK = dict(right=(0,-1), left=(0,1), down=(-1,0), up=(1,0))    # one step back along the sweep, as (row, column)
@@ -113,7 +113,7 @@ def test_half_precision_stays_near():
     x,cell = torch.randn(2, 4, 6, 5),[p.detach() for p in SubLayer(4).parameters()]
     assert_close(scan(x.bfloat16(), *(p.bfloat16() for p in cell), 'left').float(), scan(x, *cell, 'left'), rtol=.05, atol=.05)
 
-@pytest.mark.skipif(_compiler() is None, reason="PyTorch's compiler wants a C++ compiler")
+@pytest.mark.skipif(compiler() is None, reason="PyTorch's compiler wants a C++ compiler")
 def test_compiles_once_by_default():
     "By PyTorch's own compiler, for batches of every number; outputs and gradients as without it"
     torch._dynamo.reset()

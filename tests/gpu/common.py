@@ -14,7 +14,8 @@ if cuda:
 if rehearse: os.environ['TRITON_INTERPRET'] = '1'                    # read when kernels are defined
 
 from torch import nn
-from sdn_nb import kernels, scan
+from sdn_nb import scan
+from sdn_nb.scan import triton_sweep as kernels
 from sdn_nb.layers import SubLayer
 
 if rehearse and not kernels._interpreted():

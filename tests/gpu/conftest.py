@@ -54,7 +54,7 @@ def recorded(monkeypatch):
     log,real = [],kernels._record
     monkeypatch.setattr(kernels, '_record', lambda s: log.append(s.loop) or (real(s) if cuda else lambda: s.loop(s)))
     if not cuda:
-        monkeypatch.setattr(kernels, '_may_record', lambda given,new: 0<kernels._bytes(given,new)<=kernels.GRAPH_BYTES)
+        monkeypatch.setattr(kernels, '_may_record', lambda given,new: 0<kernels._bytes_of(given,new)<=kernels.GRAPH_BYTES)
         monkeypatch.setattr(torch.cuda, 'current_stream', current_stream)
         monkeypatch.setattr(torch.cuda, 'synchronize', lambda *a: None)
     return log

@@ -1,7 +1,7 @@
 "Training steps recorded as CUDA graphs train as those that are not, and leave nothing behind"
 import pytest, torch
 from fastai.basics import set_seed
-from sdn_nb import kernels
+from sdn_nb.scan import triton_sweep as kernels
 from .common import cuda
 from .test_training import Watch, cut_and_resume, far, learner
 

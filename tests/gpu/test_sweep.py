@@ -97,7 +97,7 @@ def _shifted(f): return lambda *a: f(*a).roll(1, 0)
 def _larger(f): return lambda *a: f(*a).mul_(1.01)
 
 @over_backends
-@pytest.mark.parametrize('name, broken', [('_hidden',_larger), ('_transposed',_larger), ('_windows',_shifted)],
+@pytest.mark.parametrize('name, broken', [('_project_hidden',_larger), ('_transposed',_larger), ('_windows',_shifted)],
                          ids=['forward','gradient of x','gradient of weights'])
 def test_what_is_wrong_is_noticed(monkeypatch, name, broken, backend):
     "One part in a hundred too much, or one position beside"
@@ -177,7 +177,7 @@ def test_inference_mode(backend):
 def test_chosen_on_a_gpu():
     "The backend that is taken unasked is `triton`"
     args = arguments((2,3,4,5))
-    assert not kernels.why_not(args[0])
+    assert not kernels.triton_why_not(args[0])
     if args[0].is_cuda: assert torch.equal(scan(*args, 'left'), scan(*args, 'left', backend='triton'))
 
 @over_backends

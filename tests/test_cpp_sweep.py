@@ -1,12 +1,11 @@
-"The compiled sweep against the literal loop in float64: random maps and threads, other instruction sets, extremes; and what happens where it can't be built"
+"The compiled sweep beyond what every backend is tested for: threads, bits, other instruction sets, extremes; and what happens where it can't be built"
 import os, platform, random, subprocess, sys
 from pathlib import Path
 import pytest, torch
-from sdn_nb import native
-from sdn_nb.scan import scan, scan_reference, DIRECTIONS
-from test_scan import LAYOUTS, NAMES, cell, run
+from sdn_nb.scan import choose_backend, cpp_sweep, scan, scan_reference, DIRECTIONS
+from test_scan import NAMES, cell, run
 
-if native._compiler() is None: pytest.skip('there is no C++ compiler', allow_module_level=True)
+if cpp_sweep.compiler() is None: pytest.skip('there is no C++ compiler', allow_module_level=True)
 
 @pytest.fixture(autouse=True)
 def poisoned():
@@ -28,14 +27,6 @@ def agree(x, params, direction='right', recompute=False, tol=2e-5):
         err = ((g.double()-w).abs().max()/w.abs().max().clamp(min=1e-3)).item()
         if not err<=tol: raise AssertionError(f'{name}: relative error {err:.1e} > {tol:.0e}')
 
-@pytest.mark.parametrize('seed', range(24))
-def test_random_maps(seed):
-    r = random.Random(seed)
-    torch.set_num_threads(r.randint(1,4))
-    C = r.choice((r.randint(1,40),r.randint(40,120)))
-    x = r.choice(list(LAYOUTS.values()))(torch.randn(r.randint(1,6),C,r.randint(2,24),r.randint(2,24)))
-    agree(x, cell(C), r.choice(DIRECTIONS), r.random()<.5)
-
 @pytest.mark.parametrize('C', [*range(1,19),31,32,33,48,64,65,80,96,112,128,144,160,176,192,208,224,240,256,272], ids=str)
 def test_every_number_of_vectors(C): agree(torch.randn(2,C,3,4), cell(C), 'up')
 
@@ -44,19 +35,6 @@ def test_every_number_of_vectors(C): agree(torch.randn(2,C,3,4), cell(C), 'up')
 def test_odd_shapes(shape, recompute):
     torch.set_num_threads(3)
     for direction in DIRECTIONS: agree(torch.randn(shape), cell(shape[1]), direction, recompute)
-
-@pytest.mark.parametrize('shape', [(0,3,5,4),(2,3,0,4),(2,3,4,0)], ids=str)
-def test_nothing_to_do(shape):
-    for direction in DIRECTIONS:
-        y,*grads = run(lambda *a: scan(*a,direction,backend='cpp'), torch.randn(shape), cell(3))
-        assert y.shape==grads[0].shape==shape and not any(g.any() for g in grads)
-
-def test_one_line():
-    "The operation itself, which scan does not call for one line"
-    x,params = torch.randn(2,3,5,1),[p.detach() for p in cell(3)]
-    y,*saved = torch.ops.sdn_nb.scan(x,*params,'left',True,'cpp')
-    dx,*grads = torch.ops.sdn_nb.scan_backward(y+1,x,y,*saved,*params,'left','cpp')
-    assert y.equal(x) and dx.equal(x+1) and not any(g.any() for g in grads)
 
 @pytest.mark.parametrize('direction', DIRECTIONS)
 def test_rows_are_computed_alike_wherever_they_lie(direction):
@@ -96,36 +74,14 @@ def test_infinity_is_not_hidden():
     x[0,1,3,2] = torch.inf
     assert not scan(x,*params,backend='cpp')[0,1,3,2].isfinite()
 
-@pytest.mark.parametrize('dtype', [torch.float16,torch.bfloat16], ids=['fp16','bf16'])
-def test_half(dtype):
-    x,params = torch.randn(2,7,5,8).to(dtype),[p.detach().to(dtype).requires_grad_() for p in cell(7)]
-    agree(x, params, 'left', tol=4*torch.finfo(dtype).eps)
-
-@pytest.mark.parametrize('direction', DIRECTIONS)
-@pytest.mark.parametrize('keep', [True,False], ids=['keep','recompute'])
-def test_opcheck(direction, keep):
-    torch.use_deterministic_algorithms(False)   # opcheck compares what is saved, the unused ends of which hold anything
-    for shape in ((2,3,4,5),(1,1,9,3)):
-        x,params = torch.randn(shape,requires_grad=True),cell(shape[1])
-        torch.library.opcheck(torch.ops.sdn_nb.scan.default, (x,*params,direction,keep,'cpp'))
-        x,params = x.detach(),[p.detach() for p in params]
-        y,*saved = torch.ops.sdn_nb.scan(x,*params,direction,keep,'cpp')
-        torch.library.opcheck(torch.ops.sdn_nb.scan_backward.default, (y.clone(),x,y,*saved,*params,direction,'cpp'))
-
-def test_backward_twice_through_one_graph():
-    x,params = torch.randn(2,3,8,9,requires_grad=True),cell(3)
-    y = scan(x,*params,backend='cpp')
-    first,second = (torch.autograd.grad(y.sum(), [x,*params], retain_graph=True) for _ in range(2))
-    for a,b in zip(first,second): assert a.equal(b)
-
 # other processors
 
 @pytest.fixture(params=['x86-64-v3','x86-64'])
 def older(request, monkeypatch):
     "The library for a processor without AVX-512, and for one without AVX"
     if platform.machine()!='x86_64' or 'avx2' not in Path('/proc/cpuinfo').read_text(): pytest.skip('needs a processor with AVX2')
-    lib = native._load(native._build(native._SOURCE, [f.replace('native',request.param) for f in native._FLAGS]))
-    monkeypatch.setattr(native, '_library', lambda: lib)
+    lib = cpp_sweep._load(cpp_sweep._build(cpp_sweep._SOURCE, [f.replace('native',request.param) for f in cpp_sweep._FLAGS]))
+    monkeypatch.setattr(cpp_sweep, '_library', lambda: lib)
 
 @pytest.mark.parametrize('seed', range(6))
 def test_older_processors(older, seed):
@@ -143,11 +99,11 @@ def elsewhere(code, **env):
     return run.stdout.strip()
 
 CHOICE = '''
-import torch, sdn_nb.native
-from sdn_nb.scan import scan, _choose
+import torch
+from sdn_nb.scan import scan, choose_backend
 x,p = torch.randn(1,3,20,20),list(torch.nn.GRUCell(9,3).parameters())
 y = scan(x,*p)
-print(_choose(x,None))
+print(choose_backend(x))
 try: scan(x,*p,backend='cpp')
 except RuntimeError as e: print(e)
 '''
@@ -160,14 +116,14 @@ def test_cannot_be_built(env, reason):
 
 def test_compiler_message(tmp_path, monkeypatch):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-    monkeypatch.setattr(native, '_SOURCE', 'int main( {')
-    assert 'error' in native._library.__wrapped__()
+    monkeypatch.setattr(cpp_sweep, '_SOURCE', 'int main( {')
+    assert 'error' in cpp_sweep._library.__wrapped__()
     assert not list((tmp_path/'sdn_nb').iterdir())
 
 def test_cannot_be_loaded(tmp_path, monkeypatch):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-    monkeypatch.setattr(native, '_SOURCE', 'extern "C" void nowhere(); extern "C" void sweep_forward() { nowhere(); }')
-    why = native._library.__wrapped__()
+    monkeypatch.setattr(cpp_sweep, '_SOURCE', 'extern "C" void nowhere(); extern "C" void sweep_forward() { nowhere(); }')
+    why = cpp_sweep._library.__wrapped__()
     assert "can't be loaded" in why and 'nowhere' in why and 'CXX' in why
 
 def test_is_built_once_by_processes_that_start_together(tmp_path):
@@ -178,11 +134,10 @@ def test_is_built_once_by_processes_that_start_together(tmp_path):
     assert elsewhere(CHOICE, XDG_CACHE_HOME=str(tmp_path))=='cpp' and built.stat().st_mtime_ns==when
 
 def test_chosen_where_it_suits():
-    from sdn_nb.scan import _choose
-    chosen = lambda C,dtype: _choose(torch.empty(1,C,4,4,dtype=dtype),None)
+    chosen = lambda C,dtype: choose_backend(torch.empty(1,C,4,4,dtype=dtype))
     assert [chosen(C,torch.float32) for C in (1,200,400,401)]==['cpp']*3+['torch']
     assert [chosen(C,torch.bfloat16) for C in (8,127,128)]==['cpp']*2+['torch']
-    assert chosen(8,torch.float64)=='torch' and _choose(torch.empty(1,8,4,4,device='meta'),None)=='torch'
+    assert chosen(8,torch.float64)=='torch' and choose_backend(torch.empty(1,8,4,4,device='meta'))=='torch'
 
 def test_few_lines_are_swept_too():
     "Where this backend serves, no plain loop is put in its place"
