@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from .reference import turn, turn_back
-from sdn_nb.scan.lines import (at_least_single, from_lines, gate_buffers, in_order, is_reversed, neighbour_rows, to_lines,
-    with_previous)
+from .lines import at_least_single, from_lines, gate_buffers, in_order, is_reversed
+from .lines import neighbour_rows, to_lines, with_previous
 
 # %% ../../nbs/engine/torch_sweep.ipynb #f41988ff
 class _Parameters(NamedTuple):
