@@ -47,8 +47,9 @@ def _field_texts(settings):
     "The help of each field of a dataclass: its comment, and its value if it is left out"
     texts = docments(settings)
     for f in fields(settings):
-        left_out = f.metadata.get('left_out') or f.default
-        if f.type is not bool and left_out is not None: texts[f.name] = f'{texts[f.name]}; {left_out} if left out'
+        value = f.metadata.get('left_out') or f.default
+        if f.type is bool or value is None: continue
+        texts[f.name] += f"; {str(value).removesuffix('.0')} if left out"
     return texts
 
 # %% ../nbs/engine/command_line.ipynb #ca57b437

@@ -6,10 +6,6 @@
 __all__ = ['Settings', 'given_images', 'variants', 'to_png', 'Pictures', 'picture', 'describe', 'file_name', 'save_png',
            'explore', 'explore_run', 'serve']
 
-# %% ../nbs/11_explore.ipynb #bbd59526
-import warnings
-warnings.filterwarnings('ignore', category=FutureWarning, module='torch.jit')  # fastai's own import
-
 # %% ../nbs/11_explore.ipynb #03386908
 import html,json,tempfile,traceback,webbrowser
 from base64 import b64encode
@@ -23,12 +19,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
-from fastcore.basics import patch
-from .vae import SDNVAE
 from .saving import atomic, model_folder
-from .data import get_dls
+from .vae import SDNVAE
+from .runs import read_config, read_settings, run_dls
 from .evaluation import _at_rest
 from .analysis import prior_samples
+from fastcore.basics import patch
 
 # %% ../nbs/11_explore.ipynb #3c13d7bd
 @dataclass(frozen=True)
@@ -321,19 +317,13 @@ def explore(
     app.box.app = app
     return app.box
 
-# %% ../nbs/11_explore.ipynb #30adb297
-def _dls_of(training, **kwargs):
-    "DataLoaders of the images that the settings of a run name, as config.json has them under training"
-    return get_dls(training['dataset'], seed=training['seed'], size=training['size'], path=training.get('path'), **kwargs)
-
 # %% ../nbs/11_explore.ipynb #e0efa4a9
-def _run_dls(folder):
+def _images_of(folder):
     "DataLoaders of the images that a run was trained with, and a note; None where they can't be had, the note says why"
-    only = 'Only samples of the model can be explored: '
-    training = json.loads((folder/'config.json').read_text()).get('training')
-    if not training: return None,only+'its config.json does not say which images it was trained with.'
-    try: return _dls_of(training, bs=1, device='cpu'),''
-    except Exception as e: return None,f'{only}its images can\'t be opened ({type(e).__name__}: {e}).'
+    config,only = read_config(folder),'Only samples of the model can be explored: '
+    if not config.get('training'): return None,f'{only}its config.json does not say which images it was trained with.'
+    try: return run_dls(read_settings(config), bs=1, device='cpu'),''
+    except Exception as e: return None,f"{only}its images can't be opened ({type(e).__name__}: {e})."
 
 # %% ../nbs/11_explore.ipynb #553bded1
 def explore_run(
@@ -341,7 +331,7 @@ def explore_run(
     folder='.', # existing folder into which pictures are saved
 ):              # an ipywidgets box
     "The explorer for a saved model, on a GPU where there is one; raises as `SDNVAE.from_pretrained` does"
-    dls,note = _run_dls(model_folder(run))
+    dls,note = _images_of(model_folder(run))
     return explore(SDNVAE.from_pretrained(run, 'cuda' if torch.cuda.is_available() else 'cpu'), dls, folder, note=note)
 
 # %% ../nbs/11_explore.ipynb #e0fb207a
