@@ -1,5 +1,6 @@
 """The commands as processes: exit status, the one line of an error, what is left on disk, and death at the worst moments."""
 import csv, json, multiprocessing, os, re, shutil, signal, subprocess, sys
+from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
 from pkgutil import resolve_name
@@ -9,11 +10,12 @@ import numpy as np, pytest, torch
 from PIL import Image
 from matplotlib.figure import Figure
 import sdn_nb
-from sdn_nb.cli import _curves
+from sdn_nb import analysis, runs
 from sdn_nb.vae import SDNVAE
 from sdn_nb.saving import model_folder
 
 FILES = {'config.json', 'model.safetensors', 'history.csv', 'checkpoint.pt', 'evaluation.json', 'samples.png', 'reconstructions.png', 'learning_curve.png'}
+assert FILES==set(runs.FILES)
 OPTIONS = dict(sdn_train='--preset --epochs --bs --lr --path --size --seed --no-sdn --width --fp16 --bf16 --accumulate --warmup --minutes --sample_every --recompute --tensorboard --wandb --out --resume --overwrite', sdn_sample='--n --temperature --seed --out', sdn_eval='--samples --split --seed --bs --device', sdn_explore='--port --no-browser')
 os.environ['PYTHONPATH'] = os.pathsep.join([str(Path(sdn_nb.__file__).parents[1]), os.environ.get('PYTHONPATH', '')])
 server = multiprocessing.get_context('forkserver')           # imports torch and fastai once for all commands
@@ -139,10 +141,11 @@ def test_folder_of_colour_images(work):
     code,out,_ = run(work, 'sdn_sample', 'runs/pictures', '--n', 3, '--out', 'three.png')
     assert (code,out)==(0,'three.png\n') and Image.open(work/'three.png').width>100
 
-def test_learning_curve_is_the_history():
+def test_learning_curve_is_the_history(monkeypatch):
     folder = model_folder('digits')
     rows,ax = list(csv.DictReader(open(folder/'history.csv'))),Figure().subplots()
-    _curves(ax, folder)
+    monkeypatch.setattr(analysis, 'picture', lambda *args: nullcontext(ax))
+    analysis.save_learning_curve(folder)
     assert [t.get_text() for t in ax.get_legend().get_texts()]==['ELBO','rate: latent variables','distortion: pixels'] and ax.get_ylim()[0]==0
     for line,name,colour in zip(ax.lines, ('bpd','rate','distortion'), ('k','tab:orange','tab:blue'), strict=True):
         assert list(line.get_xdata())==[int(r['epoch'])+1 for r in rows] and line.get_color()==colour
