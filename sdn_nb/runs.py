@@ -14,7 +14,7 @@ from dataclasses import asdict,dataclass,field,fields,replace
 from pathlib import Path
 from .saving import CONFIG, WEIGHTS, atomic
 from .vae import PRESETS, RECIPES, Recipe, preset_config
-from .data import DataInfo, get_dls, _sources
+from .data import DataInfo, get_dls, DATASETS
 
 # %% ../nbs/engine/runs.ipynb #72c2ccd5
 HISTORY = 'history.csv'          # a row for each epoch
@@ -130,9 +130,9 @@ def preset_recipe(
 def _completed(settings):
     "What is filled in where settings were left out, and folders by their whole path"
     dataset,preset,path = settings.dataset,settings.preset,settings.path
-    if dataset is None: dataset = preset if preset in _sources else 'digits'
+    if dataset is None: dataset = preset if preset in DATASETS else 'digits'
     if preset is None: preset = dataset if dataset in PRESETS else 'photos'
-    named = dataset in {*PRESETS,*_sources}
+    named = dataset in {*PRESETS,*DATASETS}
     if dataset and not named and Path(dataset).is_dir(): dataset = str(Path(dataset).resolve())
     missing = [f.name for f in fields(settings) if f.metadata.get('of_preset') and getattr(settings, f.name) is None]
     from_recipe = {name: getattr(preset_recipe(preset), name) for name in missing}
