@@ -22,7 +22,7 @@ from torchvision.utils import make_grid
 from .saving import atomic, model_folder
 from .vae import SDNVAE
 from .runs import read_config, read_settings, run_dls
-from .evaluation import _at_rest
+from .evaluation import at_rest
 from .analysis import prior_samples
 from fastcore.basics import patch
 
@@ -74,8 +74,8 @@ def variants(
     """Pictures that share the kept latents (paper, Fig. 5, 6, 10 and 11, by one rule).
     Raises `ValueError` for settings or images that are not of this model."""
     if not s.keep: return prior_samples(model, n, [s.temperatures], s.seed)[0]
-    with _at_rest(model, s.seed) as g: z1 = model.encode(x[1:], g)
-    with _at_rest(model, s.seed) as g:
+    with at_rest(model, s.seed) as g: z1 = model.encode(x[1:], g)
+    with at_rest(model, s.seed) as g:
         z0 = model.encode(x[:1], g)
         z = [torch.lerp(a, b, s.mix).expand(n, -1, -1, -1) for a,b in zip(z0[:s.keep], z1)]
         return model.decode(z, s.temperatures, g)
@@ -232,7 +232,7 @@ class _App:
 def _make_controls(self:_App):
     W,cfg = _widgets(),self.model.config
     n_valid = len(self.dls.valid.dataset) if self.dls else 0
-    with _at_rest(self.model, 0) as g:
+    with at_rest(self.model, 0) as g:
         blank = torch.zeros(1, cfg.channels, *cfg.image_size, device=g.device)
         sizes = [z.shape[2:] for z in self.model.encode(blank, g)]
     self.n_images = {False:n_valid, True:100}                           # validation images, samples to choose from

@@ -309,7 +309,8 @@ def record(self:StepGraphs):
     "Record for batches like the one at hand"
     model,x,amp = self.model,self.x,getattr(self.learn, 'mixed_precision', None)
     cast = autocast(x.device.type, dtype=amp.dtype, cache_enabled=False) if amp else nullcontext()
-    with torch.random.fork_rng([x.device] if x.is_cuda else []), _sweeps_not_recorded(), triton_sweep.uncollected(), cast:
+    generators = torch.random.fork_rng([x.device] if x.is_cuda else [])
+    with generators, _sweeps_not_recorded(), triton_sweep.uncollected(), cast:
         once = _WithoutLatentGradients(model)
         replay = torch.cuda.make_graphed_callables(once, (x.clone(),), allow_unused_input=True)
     shape,usual = x.shape,model.forward

@@ -168,7 +168,7 @@ def scan(
     backend:str=None, # which of `BACKENDS` does it; None chooses by device and size
 )->Tensor:            # corrected feature map, (B, C, H, W), in memory as the sweep's lines
     """Sweep over `x` once (Section 3 of the paper); equal to `scan_reference`, faster.
-    Raises `ValueError` where shapes, types or direction do not fit, `RuntimeError` where the named backend can't run."""
+    Raises `ValueError` where shapes, types or direction do not fit, `RuntimeError` where a named backend can't run."""
     params = weight_ih,weight_hh,bias_ih,bias_hh
     check_arguments(x, *params, direction)
     x = _as_autocast_wants(x, *params)
