@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'RECIPES', 'VAEOutput', 'free_bits_loss', 'bits_per_dim', 'VAEConfig', 'SDNVAE', 'preset_config', 'Recipe']
 
 # %% ../nbs/04_vae.ipynb #84610384
-import argparse,difflib,math,re,warnings
+import difflib,math,warnings
 from dataclasses import dataclass,replace
 from itertools import cycle,islice
 from typing import NamedTuple
@@ -21,6 +21,7 @@ from .layers import ResSDN
 from .distributions import LIKELIHOODS
 from .ladder import LadderBlock
 from .saving import Pretrained
+from .published import blaming,read_published
 
 # %% ../nbs/04_vae.ipynb #51e7d316
 class VAEOutput(NamedTuple):
@@ -348,146 +349,20 @@ RECIPES = dict(
     digits        = Recipe(epochs=60, bs=32, lr=1e-2, ema=.995),
     photos        = Recipe(epochs=10, bs=32))
 
-# %% ../nbs/04_vae.ipynb #d88e9dce
-_OURS = [(re.compile(published), ours) for published,ours in (
-    (r'^first_layer\.0\.', 'first.'), (r'^ladder_layers\.', 'blocks.'), (r'^last_layer\.2\.', 'last.'), (r'^h$', 'top'),
-    (r'\.post_model\.arnn\.', '.posterior.'), (r'\.cnn\.', '.conv.'),
-    (r'\.(project_in_stage|pre_cnn)\.', '.project_in.'), (r'\.(project_out_stage|post_cnn)\.', '.project_out.'),
-    (r'\.(sdn_correction_stage|sdn_update_network)\.(\d+)\.cell\.gru\.', r'.correction.\2.'),
-    (r'\.weight_g$', '.parametrizations.weight.original0'), (r'\.weight_v$', '.parametrizations.weight.original1'))]
-
-def _our_name(name):
-    "Our name of a published parameter"
-    for published,ours in _OURS: name = published.sub(ours, name)
-    return name
-
-# %% ../nbs/04_vae.ipynb #139d0cf6
-_AttributeDict = type('AttributeDict', (), dict(__module__='pytorch_lightning.utilities.parsing', __new__=lambda cls: {})) # a plain dictionary in place of Lightning's
-
-def _read_published(path):
-    "Hyper-parameters and weights of a checkpoint, two dictionaries; raises where it holds anything but data"
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace,_AttributeDict]): ckpt = torch.load(path, map_location='cpu', weights_only=True)
-    except OSError: raise
-    except Exception as e:
-        name = re.search(r'GLOBAL (\S+)', str(e))
-        if not name: raise ValueError(f"is damaged or no checkpoint ({type(e).__name__})") from e
-        raise ValueError(f"holds an object {name[1]!r}, and is refused: objects are programs. If you trust it, load it where it was written with ckpt = torch.load(path, weights_only=False), "
-                         "and save dict(state_dict=ckpt['state_dict'], hyper_parameters=dict(ckpt['hyper_parameters'])) with torch.save") from e
-    try: hp,state = ckpt['hyper_parameters'],ckpt['state_dict']
-    except (TypeError,KeyError,IndexError): raise ValueError("must be a dictionary with 'state_dict' and 'hyper_parameters'") from None
-    hp = vars(hp) if isinstance(hp, argparse.Namespace) else hp
-    if not isinstance(hp, dict) or not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()): raise ValueError("must hold tensors in 'state_dict' and a dictionary in 'hyper_parameters'")
-    return hp,state
-
-# %% ../nbs/04_vae.ipynb #db5584de
-def _hyper(hp, name, kind=int, default=None):
-    "A number among the hyper-parameters, which may be text"
-    if name not in hp and default is None: raise ValueError(f"has no hyper-parameter `{name}`")
-    try: return kind(str(hp.get(name, default)))
-    except ValueError: raise ValueError(f"hyper-parameter `{name}` must be a number ({kind.__name__}), got {hp[name]!r}") from None
-
-# %% ../nbs/04_vae.ipynb #0daf8de8
-def _published_weights(hp, state):
-    "By our names: the averages where there are any, else the plain weights; the other; are they averages?"
-    prefix = 'ema.shadow_params.'
-    ema = {_our_name(k.removeprefix(prefix).replace('^','.')): v for k,v in state.items() if k.startswith(prefix)}
-    plain = {_our_name(k): v for k,v in state.items() if not k.startswith(prefix)}
-    moved = bool(ema) and _hyper(hp, 'ema_coef', float, .999) not in (0,1)
-    return (ema,plain,True) if moved else (plain,ema,False)
-
-# %% ../nbs/04_vae.ipynb #3fe7a9cb
-_TAKEN = dict(obs_model=('DML',), post_model=('IAF','IsoGaussian'), prior_model=('IsoGaussian',), downsample_first=('False','0','None')) # as text; the others have no counterpart
-
-def _check_taken(hp):
-    for name,allowed in _TAKEN.items():
-        if (got := str(hp.get(name, allowed[0]))) not in allowed: raise ValueError(f"hyper-parameter `{name}` is {got}, which has no counterpart here; it must be {' or '.join(allowed)}")
-    for name in ('obs_model','post_model'): _hyper(hp, name, str)
-
-# %% ../nbs/04_vae.ipynb #bcc11066
-def _published_size(hp, image_size):
-    "Side of the images: as given, or that of the data set named in the file"
-    known = dict(cifar10=32, imagenet32=32, celebahq256=256, **{'3dshapes': 64})
-    size = known.get(re.sub(r'\W|_', '', str(hp.get('dataset')).lower())) if image_size is None else image_size
-    if size is None: raise ValueError(f"does not tell the size of its images (data set {hp.get('dataset')!r}; known are {', '.join(known)}). Give `image_size`")
-    size = (size,size) if isinstance(size, int) else tuple(size)
-    if len(size)!=2 or size[0]!=size[1] or size[0]==28: raise ValueError(f"`image_size` must be one number or a square, other than 28 (which the published code pads inside), got {size}")
-    return size
-
-# %% ../nbs/04_vae.ipynb #9085bade
-def _halvings(hp, size, depth):
-    "Blocks of `ds_list` that halve the map; the published code leaves a map of one position as it is"
-    ds,scale,halve = hp.get('ds_list'),size[0],[]
-    ds = re.split(r'[\s,]+', ds.strip('[]() ')) if isinstance(ds, str) else ds or []
-    try: ds = {int(str(i)) for i in ds if i!=''}
-    except (ValueError,TypeError): raise ValueError(f"hyper-parameter `ds_list` must be a list of whole numbers, got {hp['ds_list']!r}") from None
-    for i in range(depth):
-        if i in ds and scale>1: halve,scale = halve+[i],scale//2
-    return tuple(halve)
-
-# %% ../nbs/04_vae.ipynb #42702a62
-def _published_config(hp, weights, image_size, channels):
-    "Configuration of a published model from its hyper-parameters and `weights` by our names"
-    _check_taken(hp)
-    try: found = weights['first.parametrizations.weight.original1'].shape[1]
-    except (KeyError,IndexError): raise ValueError("has no weights `first_layer.0.weight_v`") from None
-    if found not in (1,3): raise ValueError(f"is for images of {found} channels; only 1 and 3 can be read")
-    if channels not in (None,found): raise ValueError(f"is for images of {found} channels, but `channels` is {channels}")
-    size,depth,bits,top_scale = _published_size(hp, image_size),_hyper(hp, 'depth'),_hyper(hp, 'nbits'),_hyper(hp, 'sdn_max_scale')
-    held = 1+max((int(m[1]) for k in weights if (m := re.match(r'blocks\.(\d+)\.', k))), default=-1)
-    if held!=depth: raise ValueError(f"has {held} ladder layers, but `depth` is {depth}")
-    if not 1<=bits<=8: raise ValueError(f"hyper-parameter `nbits` must be from 1 to 8, got {bits}")
-    sdn = dict(features=_hyper(hp, 'sdn_nfeat_0'), features_step=_hyper(hp, 'sdn_nfeat_diff'), n_directions=_hyper(hp, 'sdn_num_dirs')) if top_scale>0 else dict(sdn=False)
-    return VAEConfig(size, found, 2**bits, depth, _halvings(hp, size, depth), h=_hyper(hp, 'h_size'), z=_hyper(hp, 'z_size'), mix=_hyper(hp, 'mix_components'), free_bits=_hyper(hp, 'free_bits', float),
-        context=len(weights.get('blocks.0.posterior.conv_a.bias', ())) if hp['post_model']=='IAF' else 0, min_scale=_hyper(hp, 'sdn_min_scale'), max_scale=top_scale, **sdn)
-
-# %% ../nbs/04_vae.ipynb #0a957f4d
-def _our_outputs(name, v, cfg):
-    "Output channels of the last layer in our order; other parameters as they are"
-    if not name.startswith('last.') or name.startswith(('last.sdn.project_in.','last.sdn.correction.')): return v
-    C,M = cfg.channels,cfg.mix
-    n,rest = M+3*C*M,torch.arange(M, M+3*C*M).view(C, 3, M)
-    order = torch.cat([torch.arange(M), rest[:,0].flatten(), rest[:,1].flatten(), rest[:C*(C-1)//2,2].flatten()])
-    parts = v.chunk(2) if name.startswith('last.sdn.project_out.') else (v,)
-    if any(len(p)!=n for p in parts): raise ValueError(f"{name} must have {len(parts)}·{n} output channels for {M} components, got {len(v)}")
-    return torch.cat([p[order] for p in parts])
-
-# %% ../nbs/04_vae.ipynb #28e8a003
-def _published_state(cfg, weights):
-    "State of the model of `cfg`; raises where the file lacks a weight, or has it in another shape than the hyper-parameters call for"
-    with torch.device('meta'): ours = SDNVAE(cfg).state_dict()
-    if missing := [k for k in ours if k not in weights]: raise ValueError(f"has no value for {len(missing)} of {len(ours)} parameters, first of all {missing[0]}")
-    state = {k: _our_outputs(k, weights[k], cfg) for k in ours}
-    for k,v in state.items():
-        if v.shape!=ours[k].shape: raise ValueError(f"{k} has shape {tuple(v.shape)} in the file, but the hyper-parameters call for {tuple(ours[k].shape)}")
-    return state
-
-# %% ../nbs/04_vae.ipynb #951fc76f
-def _tell_left_out(cfg, state, others, averages):
-    "Warn of what was not taken from a published file"
-    up_b = f'blocks.{cfg.depth-1}.up_b.'
-    left = sorted(k for k in others if k not in state and not k.endswith('.mask'))
-    unknown = [k for k in left if not k.startswith(up_b)]
-    notes = [] if averages else ["it has no averages of the weights (or averages that never moved), so the weights of the last step were taken"]
-    if len(unknown)<len(left): notes.append(f"{up_b}* of the uppermost block, which nothing reads, was left out on purpose")
-    if unknown: notes.append(f"no place was found for {', '.join(unknown)}")
-    if notes: warnings.warn('from_published: '+'; '.join(notes)+'.', stacklevel=3)
-
-# %% ../nbs/04_vae.ipynb #302aa19d
+# %% ../nbs/04_vae.ipynb #765c0755
 @patch(cls_method=True)
 def from_published(cls:SDNVAE,
     path,            # checkpoint of the published code, a .ckpt file
     image_size=None, # side of the (square) images; needed where the file names none of its four data sets
     channels=None,   # channels of the images, 1 or 3; told by the file, and compared with it if given
 )->SDNVAE:           # model in evaluation mode, its weights the averages where the file has them
-    "Read a model trained with the paper's code (djordjemila/sdn), running none of it; warns of what it left out, raises `ValueError` where the file holds objects, lacks a weight, or asks for what has no counterpart"
-    try:
-        hp,state = _read_published(path)
-        weights,others,averages = _published_weights(hp, state)
-        cfg = _published_config(hp, weights, image_size, channels)
-        ours = _published_state(cfg, weights)
-        model = cls(cfg)
-        model.load_state_dict(ours)
-    except (ValueError,TypeError,RuntimeError) as e: raise ValueError(f"from_published: {path} {str(e).rstrip('.')}.") from e
-    _tell_left_out(cfg, ours, {**weights,**others}, averages)
+    """Read a model trained with the paper's code (djordjemila/sdn), running none of it; warns of what it left out,
+    raises `ValueError` where the file holds objects, lacks a weight, or asks for what has no counterpart"""
+    published = read_published(path, image_size, channels)
+    with blaming(path):
+        config = VAEConfig(**published.config)
+        with torch.device('meta'): state = published.state_for(cls(config).state_dict())
+        model = cls(config)
+        model.load_state_dict(state)
+    if notes := published.remarks(state): warnings.warn('from_published: '+'; '.join(notes)+'.', stacklevel=2)
     return model.eval()
