@@ -53,15 +53,15 @@ def unpickle_data(
         name = re.search(r'GLOBAL (\S+)', str(e))
         if not name: raise ValueError(f"is damaged or no checkpoint ({type(e).__name__})") from e
         raise ValueError(
-            f"holds an object {name[1]!r}, and is refused: objects are programs. If you trust it, load it where it was written "
-            "with ckpt = torch.load(path, weights_only=False), and save dict(state_dict=ckpt['state_dict'], "
+            f"holds an object {name[1]!r}, and is refused: objects are programs. If you trust it, load it where it was "
+            "written with ckpt = torch.load(path, weights_only=False), and save dict(state_dict=ckpt['state_dict'], "
             "hyper_parameters=dict(ckpt['hyper_parameters'])) with torch.save") from e
 
 # %% ../nbs/engine/published.ipynb #83e7a54a
 def read_checkpoint(
     path, # checkpoint of the published code, a .ckpt file
 )->tuple: # hyper-parameters by name, and tensors by name: two dictionaries
-    "The two parts of a checkpoint that we need; raises `ValueError` where it holds anything but data, or lacks one of them"
+    "The two parts of a checkpoint that we need; raises `ValueError` where it is not plain data, or lacks one of them"
     ckpt = unpickle_data(path)
     try: hp,state = ckpt['hyper_parameters'],ckpt['state_dict']
     except (TypeError,KeyError,IndexError):
@@ -115,11 +115,13 @@ def _image_size(hp, given):
     size = known.get(dataset) if given is None else given
     if size is None:
         raise ValueError(
-            f"does not tell the size of its images (data set {hp.get('dataset')!r}; known are {', '.join(known)}). Give `image_size`")
+            f"does not tell the size of its images (data set {hp.get('dataset')!r}; known are {', '.join(known)}). "
+            "Give `image_size`")
     size = (size,size) if isinstance(size, int) else tuple(size)
     if len(size)!=2 or size[0]!=size[1] or size[0]==28:
         raise ValueError(
-            f"`image_size` must be one number or a square, other than 28 (which the published code pads inside), got {size}")
+            "`image_size` must be one number or a square, other than 28 (which the published code pads inside), "
+            f"got {size}")
     return size
 
 # %% ../nbs/engine/published.ipynb #9085bade
@@ -162,7 +164,7 @@ def published_config(
     image_size=None, # side of the (square) images, or (height, width); None for that of the data set named in `hp`
     channels=None,   # channels of the images, compared with those of the weights; None for no opinion
 )->dict:             # fields of a `VAEConfig`
-    "The configuration of a published model; raises `ValueError` where the file does not tell it, or it has no counterpart"
+    "Configuration of a published model; raises `ValueError` where the file does not tell it, or it has no counterpart"
     _check_counterparts(hp)
     channels = _image_channels(weights, channels)
     size = _image_size(hp, image_size)
@@ -172,9 +174,10 @@ def published_config(
     numbers = dict(h='h_size', z='z_size', mix='mix_components', min_scale='sdn_min_scale')
     if largest>0: numbers |= dict(features='sdn_nfeat_0', features_step='sdn_nfeat_diff', n_directions='sdn_num_dirs')
     context = weights.get('blocks.0.posterior.conv_a.bias', ()) if hp['post_model']=='IAF' else ()
-    return dict(image_size=size, channels=channels, levels=2**bits, depth=depth, downsample=_halvings(hp, size[0], depth),
-                context=len(context), sdn=largest>0, max_scale=largest, free_bits=hyper_parameter(hp, 'free_bits', float),
-                **{field: hyper_parameter(hp, name) for field,name in numbers.items()})
+    return dict(
+        image_size=size, channels=channels, levels=2**bits, depth=depth, downsample=_halvings(hp, size[0], depth),
+        context=len(context), sdn=largest>0, max_scale=largest, free_bits=hyper_parameter(hp, 'free_bits', float),
+        **{field: hyper_parameter(hp, name) for field,name in numbers.items()})
 
 # %% ../nbs/engine/published.ipynb #0a957f4d
 def our_order(
@@ -183,7 +186,7 @@ def our_order(
 )->Tensor:        # for each of our outputs of the last layer, its place among the published ones
     "The order of the last layer's outputs"
     C,M = channels,mix
-    rest = torch.arange(M, M+3*C*M).view(C, 3, M)                     # means, log scales and coefficients of each channel
+    rest = torch.arange(M, M+3*C*M).view(C, 3, M)                   # means, log scales and coefficients of each channel
     means,log_scales,coefs = rest.unbind(1)
     return torch.cat([torch.arange(M), means.flatten(), log_scales.flatten(), coefs[:C*(C-1)//2].flatten()])
 
@@ -194,7 +197,7 @@ def our_outputs(
     channels:int, # channels C of the image
     mix:int,      # components M of the mixture
 )->Tensor:        # its value here
-    "Output channels of the last layer in our order, other parameters as they are; raises `ValueError` for a wrong number of outputs"
+    "Outputs of the last layer in our order, other parameters as they are; raises `ValueError` for too many or too few"
     last = re.match(r'last\.(conv\.|sdn\.project_out\.)?(bias|parametrizations\.weight\.original[01])$', name)
     if not last: return v
     n = mix + 3*channels*mix
@@ -226,14 +229,15 @@ class Published(NamedTuple):
 # %% ../nbs/engine/published.ipynb #28e8a003
 @patch
 def state_for(self:Published,
-    model:dict, # state of a model of this configuration, by name; only shapes matter, so that it may lie on the meta device
+    model:dict, # state of a model of this configuration; only shapes matter, so that it may lie on the meta device
 )->dict:        # the same names with the values of the file
     "Weights that the model can load; raises `ValueError` where the file lacks one, or has it in another shape"
     missing = [k for k in model if k not in self.weights]
-    if missing: raise ValueError(f"has no value for {len(missing)} of {len(model)} parameters, first of all {missing[0]}")
+    if missing:
+        raise ValueError(f"has no value for {len(missing)} of {len(model)} parameters, first of all {missing[0]}")
     for k,v in model.items():
-        if (got := self.weights[k].shape)!=v.shape:
-            raise ValueError(f"{k} has shape {tuple(got)} in the file, but the hyper-parameters call for {tuple(v.shape)}")
+        got,want = tuple(self.weights[k].shape),tuple(v.shape)
+        if got!=want: raise ValueError(f"{k} has shape {got} in the file, but the hyper-parameters call for {want}")
     return {k: self.weights[k] for k in model}
 
 # %% ../nbs/engine/published.ipynb #951fc76f
@@ -247,7 +251,9 @@ def remarks(self:Published,
     unknown = [k for k in left if not k.startswith(up_b)]
     notes = []
     if not self.averages:
-        notes.append("it has no averages of the weights (or averages that never moved), so the weights of the last step were taken")
+        notes.append(
+            "it has no averages of the weights (or averages that never moved), "
+            "so the weights of the last step were taken")
     if len(unknown)<len(left):
         notes.append(f"{up_b}* of the uppermost block, which nothing reads, was left out on purpose")
     if unknown: notes.append(f"no place was found for {', '.join(unknown)}")
@@ -259,7 +265,7 @@ def read_published(
     image_size=None, # side of the (square) images; needed where the file names none of its four data sets
     channels=None,   # channels of the images, 1 or 3; told by the file, and compared with it if given
 )->Published:        # configuration and weights
-    "Read a checkpoint, running none of it; raises `ValueError` where it holds objects, or asks for what has no counterpart"
+    "Read a checkpoint, running none of it; raises `ValueError` where it holds objects, or has no counterpart here"
     with blaming(path):
         hp,state = read_checkpoint(path)
         weights,others,averages = choose_weights(hp, state)

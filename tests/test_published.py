@@ -226,11 +226,11 @@ def ours(model, x, seed):
     "The same numbers from the model; the posterior parameters as they come out of the way up and the way down"
     model,q = model.double(),[]
     for block in reversed(model.blocks):
-        def note(params, *args, _f=block._posterior): q.append(params); return _f(params, *args)
-        block._posterior = note
+        def note(params, *args, _f=block.draw_from_posterior): q.append(params); return _f(params, *args)
+        block.draw_from_posterior = note
     torch.manual_seed(seed)
     out = model(x)
-    for block in model.blocks: del block._posterior
+    for block in model.blocks: del block.draw_from_posterior
     return dict(q=tuple(q), z=tuple(out.z), kl=out.kl, log_px=out.log_px)
 
 @torch.no_grad()
