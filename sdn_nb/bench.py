@@ -482,4 +482,5 @@ def sdn_bench(
                 if out:
                     with atomic(out) as tmp: tmp.write_text(json.dumps(about(command_line, device)|tables, indent=1))
         except KeyboardInterrupt:
-            sys.exit('\nstopped' + (f'; what was measured until then is in {out}' if out and any(tables.values()) else ''))
+            written = f'; what was measured until then is in {out}' if out and any(tables.values()) else ''
+            sys.exit(f'\nstopped{written}')
