@@ -10,16 +10,15 @@ import json,math,shlex,sys,time
 from dataclasses import asdict,dataclass,replace
 from itertools import product
 from pathlib import Path
-import fastai,sklearn,torch
-from fastai.basics import Callback,CancelFitException,set_seed
-from fastai.callback.progress import progress_bar
-from .layers import n_params,matching_width
+from .layers import matching_width,n_params
 from .saving import atomic
 from .betavae import BetaVAE,BetaVAEConfig,beta_vae_learner
 from .data import get_dls
 from .disentanglement import beta_vae_metric,encoder,factor_vae_metric,mig
-from .commands import command, plain_errors
-from .commands import about
+from .commands import about,command,plain_errors
+import fastai,sklearn,torch
+from fastai.basics import Callback,CancelFitException,no_random,set_seed
+from fastai.callback.progress import progress_bar
 
 # %% ../nbs/engine/grid.ipynb #574627f5
 ARCHS = dict(conv='CNN', sdn='SDN', conv_wide='CNN, as large')
@@ -58,48 +57,56 @@ class Cell:
 
 # %% ../nbs/engine/grid.ipynb #a42c017d
 def cell_config(
-    cell:Cell, # a training run
-    info,      # DataInfo of its pictures
+    cell:Cell,    # a training run
+    info,         # DataInfo of its pictures
 )->BetaVAEConfig: # definition of its model
     "Configuration of a cell's model; raises `ValueError` where it can't be built"
-    base = BetaVAEConfig(info.image_size, info.channels, info.levels, cell.z, cell.arch!='conv', (cell.scale,), cell.features, cell.n_directions, cell.likelihood, cell.beta)
+    base = BetaVAEConfig(
+        info.image_size, info.channels, info.levels, z=cell.z, sdn=cell.arch!='conv', sdn_scales=(cell.scale,),
+        features=cell.features, n_directions=cell.n_directions, likelihood=cell.likelihood, beta=cell.beta)
     if cell.arch!='conv_wide': return base
     with torch.device('meta'): target = n_params(BetaVAE(base))
     bare = replace(base, n_directions=0)
     return replace(bare, features=matching_width(target, lambda F: BetaVAE(replace(bare, features=F))))
 
 # %% ../nbs/engine/grid.ipynb #9ad95a0a
-class _Stop(Callback):
+class _StopAfterIterations(Callback):
     "Tell the progress, and stop when the cell has had its steps"
     run_valid,order = False,90                                          # after all that counts
     def __init__(self, cell, bar=None): self.cell,self.bar = cell,bar
     def after_batch(self):
         curves = self.learn.curves
         if self.bar: self.bar.update(curves.n)
-        if curves.rows and not math.isfinite(curves.rows[-1]['elbo']): raise FloatingPointError(f"sdn_grid: {self.cell.name} has an ELBO that is not finite after {curves.rows[-1]['iteration']} iterations. Try a lower lr.")
+        if curves.rows and not math.isfinite(curves.rows[-1]['elbo']):
+            raise FloatingPointError(
+                f"sdn_grid: {self.cell.name} has an ELBO that is not finite after {curves.rows[-1]['iteration']} "
+                "iterations. Try a lower lr.")
         if curves.n==self.cell.iterations: raise CancelFitException
 
 # %% ../nbs/engine/grid.ipynb #dfca421c
 def _train(cell, path=None, device=None, progress=False):
-    "The learner of a cell, trained"
+    "The learner of a cell, trained; seeds the global generators with the cell's seed, and draws from them"
     dls = get_dls(cell.data, bs=cell.bs, path=path, seed=cell.seed, device=device)
     bar = progress_bar(range(cell.iterations), leave=False) if progress else None
-    if bar: bar.comment = cell.name; bar.update(0)
+    if bar:
+        bar.comment = cell.name
+        bar.update(0)
     set_seed(cell.seed)
     model = BetaVAE(cell_config(cell, dls.info)).to(dls.device)
-    set_seed(cell.seed)                                                 # the same noise, whatever the decoder drew for its weights
-    learn = beta_vae_learner(dls, model, cell.anneal, cell.lr, cell.every, cbs=_Stop(cell, bar))
-    with learn.no_bar(), learn.no_logging(): learn.fit(-(-cell.iterations//len(dls.train)))
+    set_seed(cell.seed)                                                 # the same noise, whatever weights were drawn
+    learn = beta_vae_learner(dls, model, cell.anneal, cell.lr, cell.every, cbs=_StopAfterIterations(cell, bar))
+    with learn.no_bar(), learn.no_logging(): learn.fit(math.ceil(cell.iterations/len(dls.train)))
     return learn
 
 # %% ../nbs/engine/grid.ipynb #e2b4450d
+@no_random(0, reproducible=False)
 @torch.no_grad()
-def _valid(model, dls, n=1000):
-    "Mean ELBO, log-likelihood and divergence of each dimension over the first validation pictures"
-    set_seed(0)
+def _mean_elbo(model, dls, n=1000):
+    "Mean ELBO, log-likelihood and divergence of each dimension over the first validation pictures, codes from seed 0"
     outs,seen = [],0
     for x,_ in dls.valid:
-        outs.append(model(x[:n-seen])); seen += len(x)
+        outs.append(model(x[:n-seen]))
+        seen += len(x)
         if seen>=n: break
     log_px,kl = (torch.cat([getattr(o, k) for o in outs]).mean(0) for k in ('log_px','kl'))
     return dict(elbo=(log_px-kl.sum()).item(), log_px=log_px.item(), kl=kl.tolist())
@@ -107,32 +114,63 @@ def _valid(model, dls, n=1000):
 # %% ../nbs/engine/grid.ipynb #2d7c0733
 def _metrics(model, pictures, trials, device):
     "The metrics of the paper, and MIG"
-    encode,sizes,n = encoder(model.encode, pictures, device=device),pictures.sizes,min(10_000, 20*trials)
-    return dict(beta_vae=beta_vae_metric(encode, sizes, trials, trials//2), factor_vae=factor_vae_metric(encode, sizes, trials, trials//2, n_var=n), mig=mig(encode, sizes, n))
+    encode,sizes = encoder(model.encode, pictures, device=device),pictures.sizes
+    draws = min(10_000, 20*trials)
+    return dict(beta_vae=beta_vae_metric(encode, sizes, trials, trials//2),
+                factor_vae=factor_vae_metric(encode, sizes, trials, trials//2, n_var=draws),
+                mig=mig(encode, sizes, draws))
 
 # %% ../nbs/engine/grid.ipynb #ec6b0e85
 def run_cell(
-    cell:Cell,   # a training run
-    path=None,   # where the files of 3dshapes or dsprites are; None for the working directory
-    device=None, # where to train; fastai's default device if None
+    cell:Cell,      # a training run
+    path=None,      # where the files of 3dshapes or dsprites are; None for the working directory
+    device=None,    # where to train; fastai's default device if None
     progress=False, # show a progress bar
-)->dict:         # settings, model, parameters, curves, valid, metrics, seconds and data, ready for JSON
-    "Train and judge one cell; raises `FloatingPointError` where training diverges"
+)->dict:            # settings, model, parameters, curves, valid, metrics, seconds and data, ready for JSON
+    """Train and judge one cell; raises `FloatingPointError` where training diverges. All is drawn from the cell's seed,
+    and what is judged from seed 0; the global generators stay as they were."""
     start = time.perf_counter()
-    learn = _train(cell, path, device, progress)
-    trained,model,dls = time.perf_counter(),learn.model.eval(),learn.dls
-    return dict(settings=asdict(cell), model=asdict(model.config), parameters=n_params(model), curves={k: [r[k] for r in learn.curves.rows] for k in learn.curves.rows[0]},
-        valid=_valid(model, dls), metrics=_metrics(model, dls.train_ds.images, cell.trials, dls.device), seconds=dict(training=trained-start, judging=time.perf_counter()-trained), data=asdict(dls.info))
+    with no_random(cell.seed, reproducible=False): learn = _train(cell, path, device, progress)
+    trained = time.perf_counter()
+    model,dls,rows = learn.model.eval(),learn.dls,learn.curves.rows
+    result = dict(
+        settings=asdict(cell), model=asdict(model.config), parameters=n_params(model),
+        curves={k: [r[k] for r in rows] for k in rows[0]}, valid=_mean_elbo(model, dls),
+        metrics=_metrics(model, dls.train_ds.images, cell.trials, dls.device))
+    seconds = dict(training=trained-start, judging=time.perf_counter()-trained)
+    return result | dict(seconds=seconds, data=asdict(dls.info))
 
 # %% ../nbs/engine/grid.ipynb #c9bace20
-def _done(file, cell):
+def _is_done(file, cell):
     "Whether a cell's file is there; a ValueError where it holds something else"
     if not file.exists(): return False
     try: saved = dict(json.loads(file.read_text())['settings'])
-    except (ValueError,KeyError,TypeError) as e: raise ValueError(f"sdn_grid: {file} is no result of this command ({type(e).__name__}: {e}). Remove it, or choose another folder.") from e
-    changed = [f"{k} was {saved.get(k)!r} and {v!r} is asked for" for k,v in asdict(cell).items() if saved.get(k)!=v]
-    if changed: raise ValueError(f"sdn_grid: {file} was made with other settings: {', '.join(changed)}. Choose another folder, or ask for the same.")
+    except (ValueError,KeyError,TypeError) as e:
+        raise ValueError(
+            f"sdn_grid: {file} is no result of this command ({type(e).__name__}: {e}). "
+            "Remove it, or choose another folder.") from e
+    asked = asdict(cell)
+    changed = [f"{k} was {saved.get(k)!r} and {v!r} is asked for" for k,v in asked.items() if saved.get(k)!=v]
+    if changed:
+        raise ValueError(
+            f"sdn_grid: {file} was made with other settings: {', '.join(changed)}. "
+            "Choose another folder, or ask for the same.")
     return True
+
+# %% ../nbs/engine/grid.ipynb #9606b1f9
+def _train_cells(files, path, device, command):
+    "Train cells, from a dict of cells and their files, and write its file and print a line for each when it is done"
+    first = next(iter(files))
+    info = get_dls(first.data, path=path, device=device).info
+    for cell in files: cell_config(cell, info)                          # what can't be built is refused now
+    files[first].parent.mkdir(parents=True, exist_ok=True)
+    for i,(cell,file) in enumerate(files.items(), 1):
+        if _is_done(file, cell): continue                               # another process did it meanwhile
+        result = run_cell(cell, path, device, progress=True) | dict(about=about(command, device, fastai, sklearn))
+        with atomic(file) as tmp: tmp.write_text(json.dumps(result))
+        metrics = ', '.join(f'{k} {v:.2f}' for k,v in result['metrics'].items())
+        print(f"{i}/{len(files)} {cell.name}: ELBO {result['valid']['elbo']:,.0f} nats, {metrics} "
+              f"in {sum(result['seconds'].values()):,.0f} s", flush=True)
 
 # %% ../nbs/engine/grid.ipynb #ce4e2f1e
 def run_grid(
@@ -145,26 +183,22 @@ def run_grid(
     command='run_grid',      # what to write down as the command
     **settings,              # further fields of Cell, the same for all
 )->list:                     # files of all cells
-    "Train the cells of a grid whose files are not there yet (paper, Fig. 7 and 12). Raises `ValueError` where a file was made with other settings."
+    """Train the cells of a grid whose files are not there yet (paper, Fig. 7 and 12). Raises `ValueError` for settings
+    that can't be, and where a file was made with others."""
     cells = [Cell(arch, float(beta), seed, **settings) for seed,beta,arch in product(seeds, betas, archs)]
     if not cells: raise ValueError("sdn_grid: archs, betas and seeds must hold one value each at least.")
-    out,device = Path(out),torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
-    files = {c: out/f'{c.name}.json' for c in cells}
-    todo = [c for c in cells if not _done(files[c], c)]
-    if todo: _run(todo, files, out, path, device, command)
+    files = {c: Path(out)/f'{c.name}.json' for c in cells}
+    todo = {c: file for c,file in files.items() if not _is_done(file, c)}
+    device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    if todo: _train_cells(todo, path, device, command)
     return list(files.values())
 
-# %% ../nbs/engine/grid.ipynb #9606b1f9
-def _run(cells, files, out, path, device, command):
-    "Train cells, and write a file and print a line for each when it is done"
-    info = get_dls(cells[0].data, path=path, device=device).info
-    for c in cells: cell_config(c, info)                                # what can't be built is refused now
-    out.mkdir(parents=True, exist_ok=True)
-    for i,cell in enumerate(cells):
-        if _done(files[cell], cell): continue                           # another process did it meanwhile
-        result = run_cell(cell, path, device, progress=True) | dict(about=about(command, device, fastai, sklearn))
-        with atomic(files[cell]) as tmp: tmp.write_text(json.dumps(result))
-        print(f"{i+1}/{len(cells)} {cell.name}: ELBO {result['valid']['elbo']:,.0f} nats,", ', '.join(f'{k} {v:.2f}' for k,v in result['metrics'].items()), f"in {sum(result['seconds'].values()):,.0f} s", flush=True)
+# %% ../nbs/engine/grid.ipynb #d0c2367f
+def _numbers(name, text, kind):
+    "Numbers of a kind, separated by spaces"
+    try: return [kind(t) for t in text.split()]
+    except ValueError:
+        raise ValueError(f"sdn_grid: --{name} must be numbers separated by spaces, got {text!r}.") from None
 
 # %% ../nbs/engine/grid.ipynb #8c587273
 @command('out')
@@ -188,19 +222,18 @@ def sdn_grid(
     trials:int=10_000,              # of the metrics' training
     device:str=None,                # cpu or cuda; cuda where there is one if left out
 ):
-    "Train and judge β-VAEs with convolutional and SDN decoders, a grid of weights and seeds. The same command goes on where it was stopped."
-    settings = dict(data=data, iterations=iterations, anneal=anneal, bs=bs, lr=lr, z=z, features=features, n_directions=n_directions, scale=scale, likelihood=likelihood, every=every, trials=trials)
+    """Train and judge β-VAEs with convolutional and SDN decoders, a grid of weights and seeds. The same command goes on
+    where it was stopped."""
+    settings = dict(
+        data=data, iterations=iterations, anneal=anneal, bs=bs, lr=lr, z=z, features=features,
+        n_directions=n_directions, scale=scale, likelihood=likelihood, every=every, trials=trials)
+    command_line = shlex.join(['sdn_grid',*sys.argv[1:]])
     with plain_errors():
         lists = dict(archs=archs.split(), betas=_numbers('betas', betas, float), seeds=_numbers('seeds', seeds, int))
-        try: files = run_grid(out, path=path, device=device, command=shlex.join(['sdn_grid',*sys.argv[1:]]), **lists, **settings)
-        except KeyboardInterrupt: sys.exit(f'\nstopped; the cells that are done lie in {out}, and the same command goes on')
+        try: files = run_grid(out, path=path, device=device, command=command_line, **lists, **settings)
+        except KeyboardInterrupt:
+            sys.exit(f'\nstopped; the cells that are done lie in {out}, and the same command goes on')
     print(f'{len(files)} cells in {out}')
-
-# %% ../nbs/engine/grid.ipynb #d0c2367f
-def _numbers(name, text, kind):
-    "Numbers of a kind, separated by spaces"
-    try: return [kind(t) for t in text.split()]
-    except ValueError: raise ValueError(f"sdn_grid: --{name} must be numbers separated by spaces, got {text!r}.") from None
 
 # %% ../nbs/engine/grid.ipynb #23a2ccc0
 def read_grid(
@@ -208,17 +241,26 @@ def read_grid(
 )->list:    # results as run_cell gives them, with about, in the order of decoder, beta and seed
     "Read the results of a grid; raises `ValueError` for a file that is none"
     results = []
-    for f in sorted(Path(folder).glob('*.json')):
+    for file in sorted(Path(folder).glob('*.json')):
         try:
-            results.append(r := json.loads(f.read_text()))
-            Cell(**r['settings']),r['metrics'],r['curves'],r['about']
-        except (ValueError,KeyError,TypeError) as e: raise ValueError(f"read_grid: {f} is no result of sdn_grid ({type(e).__name__}: {e}).") from e
-    return sorted(results, key=lambda r: [*map(r['settings'].get, ('arch','beta','seed'))])
+            r = json.loads(file.read_text())
+            cell = Cell(**r['settings'])
+            if missing := [k for k in ('metrics','curves','about') if k not in r]: raise KeyError(missing[0])
+            results.append((cell, r))
+        except (ValueError,KeyError,TypeError) as e:
+            raise ValueError(f"read_grid: {file} is no result of sdn_grid ({type(e).__name__}: {e}).") from e
+    return [r for _,r in sorted(results, key=lambda cr: (cr[0].arch, cr[0].beta, cr[0].seed))]
 
 # %% ../nbs/engine/grid.ipynb #66eb6303
-_colours = dict(conv='tab:blue', sdn='tab:orange', conv_wide='tab:green')
-def _by(results, name): return sorted({r['settings'][name] for r in results}, key=lambda v: list(ARCHS).index(v) if v in ARCHS else v)
-def _of(results, arch, beta): return [r for r in results if (r['settings']['arch'],r['settings']['beta'])==(arch,beta)]
+COLOURS = dict(conv='tab:blue', sdn='tab:orange', conv_wide='tab:green')
+
+def _decoders(results):
+    "Those decoders that occur, in the order of `ARCHS`"
+    return [a for a in ARCHS if any(r['settings']['arch']==a for r in results)]
+
+def _runs(results, arch, beta):
+    "Results of one decoder and one beta"
+    return [r for r in results if (r['settings']['arch'],r['settings']['beta'])==(arch,beta)]
 
 # %% ../nbs/engine/grid.ipynb #ff7aa756
 def draw_metric(
@@ -228,14 +270,19 @@ def draw_metric(
     guess=None,  # height of a dotted line, what guessing gets; none if None
 ):
     "Box plots of a metric, decoders side by side for each beta, a dot for each run (paper, Fig. 7)"
-    archs,betas = _by(results, 'arch'),_by(results, 'beta')
+    archs,betas = _decoders(results),sorted({r['settings']['beta'] for r in results})
     for i,arch in enumerate(archs):
-        values,at = [[r['metrics'][metric] for r in _of(results, arch, b)] for b in betas],[k+(i-(len(archs)-1)/2)*.8/len(archs) for k in range(len(betas))]
-        ax.boxplot(values, positions=at, widths=.6/len(archs), patch_artist=True, showfliers=False, boxprops=dict(fc='none', ec=_colours[arch]), medianprops=dict(c=_colours[arch]), whiskerprops=dict(c=_colours[arch]), capprops=dict(c=_colours[arch]))
-        for x,v in zip(at, values): ax.plot([x]*len(v), v, 'o', ms=3, c=_colours[arch], alpha=.7)
-        ax.plot([], [], 's', c=_colours[arch], label=ARCHS[arch])
+        c,offset = COLOURS[arch],(i-(len(archs)-1)/2)*.8/len(archs)
+        values = [[r['metrics'][metric] for r in _runs(results, arch, b)] for b in betas]
+        places = [k+offset for k in range(len(betas))]
+        lines = {k: dict(c=c) for k in ('medianprops','whiskerprops','capprops')}
+        ax.boxplot(values, positions=places, widths=.6/len(archs), patch_artist=True, showfliers=False,
+                   boxprops=dict(fc='none', ec=c), **lines)
+        for x,v in zip(places, values): ax.plot([x]*len(v), v, 'o', ms=3, c=c, alpha=.7)
+        ax.plot([], [], 's', c=c, label=ARCHS[arch])
     if guess is not None: ax.axhline(guess, c='.6', ls=':', lw=1)
-    ax.set_xticks(range(len(betas)), [f'{b:g}' for b in betas]); ax.set(xlabel='β', xlim=(-.6,len(betas)-.4))
+    ax.set_xticks(range(len(betas)), [f'{b:g}' for b in betas])
+    ax.set(xlabel='β', xlim=(-.6,len(betas)-.4))
 
 # %% ../nbs/engine/grid.ipynb #5ede2954
 def draw_curves(
@@ -243,11 +290,13 @@ def draw_curves(
     axs,     # four matplotlib axes
     beta,    # which beta
 ):
-    "Learning curves of one beta: ELBO, log-likelihood, KL and beta·KL, the mean and range over seeds, the end of annealing marked (paper, Fig. 12)"
-    for arch in _by(results, 'arch'):
+    """Learning curves of one beta: ELBO, log-likelihood, KL and beta·KL, the mean and range over seeds, the end of
+    annealing marked (paper, Fig. 12)"""
+    for arch in _decoders(results):
+        if not (runs := [r['curves'] for r in _runs(results, arch, beta)]): continue
         for ax,key in zip(axs, ('elbo','log_px','kl','beta_kl')):
-            if not (runs := _of(results, arch, beta)): continue
-            x,y = runs[0]['curves']['iteration'],torch.tensor([r['curves'][key] for r in runs])
-            ax.plot(x, y.mean(0), c=_colours[arch], label=ARCHS[arch]); ax.fill_between(x, y.amin(0), y.amax(0), color=_colours[arch], alpha=.25, lw=0)
+            x,y = runs[0]['iteration'],torch.tensor([r[key] for r in runs])
+            ax.plot(x, y.mean(0), c=COLOURS[arch], label=ARCHS[arch])
+            ax.fill_between(x, y.amin(0), y.amax(0), color=COLOURS[arch], alpha=.25, lw=0)
     for ax in axs: ax.axvline(results[0]['settings']['anneal'], c='.6', ls=':', lw=1)
     axs[0].set_ylabel(f'β={beta:g}\nnats')

@@ -1,11 +1,11 @@
 "A grid goes on where it stopped, cell by cell, and comes out the same; what does not fit is refused before anything is trained."
-import json, os, signal
+import json, os, random, signal
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np, pytest, torch
-from fastai.basics import Callback
+from fastai.basics import Callback, set_seed
 from sdn_nb import betavae, data, grid
 from sdn_nb.betavae import BetaVAE
 from sdn_nb.data import _factor_images, get_dls
@@ -41,12 +41,12 @@ def no_training(monkeypatch):
 @pytest.fixture
 def stop_in_third(monkeypatch):
     "Ctrl-C in the fourth step of the third cell"
-    after,cells = grid._Stop.after_batch,[]
+    after,cells = grid._StopAfterIterations.after_batch,[]
     def stop(self):
         if self.cell not in cells: cells.append(self.cell)
         if len(cells)==3 and self.learn.curves.n==4: cells.append(None); os.kill(os.getpid(), signal.SIGINT)
         after(self)
-    monkeypatch.setattr(grid._Stop, 'after_batch', stop)
+    monkeypatch.setattr(grid._StopAfterIterations, 'after_batch', stop)
     return cells
 
 def test_a_stop_in_the_middle_changes_nothing(tmp_path, stop_in_third):
@@ -181,8 +181,28 @@ def test_validation_is_a_mean_over_the_first_pictures(monkeypatch):
     monkeypatch.setattr(betavae, 'draw', lambda q: q.loc)               # no noise
     for n,want in ((5,5), (12,12), (1000,12)):                          # there are 12
         with torch.no_grad(): out = learn.model(learn.dls.valid.dataset[list(range(want))].float()/127.5-1)
-        got = grid._valid(learn.model, learn.dls, n)
+        got = grid._mean_elbo(learn.model, learn.dls, n)
         assert got['log_px']==pytest.approx(out.log_px.mean().item(), rel=1e-5) and got['kl']==pytest.approx(out.kl.mean(0).tolist(), rel=1e-4)
+
+def states(): return random.getstate(),np.random.get_state()[1].tolist(),torch.get_rng_state().tolist()
+
+def test_judging_draws_from_seed_0_and_leaves_the_generators():
+    "The figures are those that follow set_seed(0), whatever was drawn before"
+    learn = grid._train(Cell('conv', 1., 0, **tiny), device='cpu')
+    set_seed(0)
+    with torch.no_grad(): out = learn.model(next(iter(learn.dls.valid))[0][:5])
+    random.seed(1); np.random.seed(2); torch.manual_seed(3)
+    before = states()
+    got = [grid._mean_elbo(learn.model, learn.dls, 5) for _ in 'ab']
+    assert states()==before and got[0]==got[1] and got[0]['log_px']==out.log_px.mean().item()
+
+def test_a_cell_leaves_the_generators():
+    random.seed(1); np.random.seed(2); torch.manual_seed(3)
+    before = states()
+    a = run_cell(Cell('sdn', 4., 1, **tiny), device='cpu')
+    assert states()==before
+    torch.manual_seed(4)
+    assert run_cell(Cell('sdn', 4., 1, **tiny), device='cpu')['curves']==a['curves']
 
 def test_metrics_ask_as_often_as_they_say(monkeypatch):
     asked = {}
