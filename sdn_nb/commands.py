@@ -49,7 +49,7 @@ def _field_texts(settings):
     for f in fields(settings):
         value = f.metadata.get('left_out') or f.default
         if f.type is bool or value is None: continue
-        texts[f.name] += f"; {str(value).removesuffix('.0')} if left out"
+        texts[f.name] = f"{texts[f.name] or ''}; {str(value).removesuffix('.0')} if left out"
     return texts
 
 # %% ../nbs/engine/command_line.ipynb #ca57b437
