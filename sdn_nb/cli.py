@@ -12,10 +12,10 @@ from hashlib import file_digest
 from pathlib import Path
 import torch,sdn_nb
 from .saving import WEIGHTS
-from .vae import SDNVAE, preset_config
+from .vae import SDNVAE, preset_config, preset_recipe
 from .memory import training_memory
 from .runs import PICTURES, SAMPLES, RECONSTRUCTIONS, TENSORBOARD, PRICES, DRAWN, Settings
-from .runs import begin, own_files, preset_recipe, read_run, record, run_dls, write_evaluation
+from .runs import begin, own_files, read_run, record, run_dls, write_evaluation
 from .commands import command, named_device, plain_errors
 from .training import RunFolder, distribute, tensorboard_logger, vae_learner, wandb_logger
 from .evaluation import elbo_bpd, elbo_estimate, histogram_bpd, iw_bpd

@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['HISTORY', 'CHECKPOINT', 'EVALUATION', 'SAMPLES', 'RECONSTRUCTIONS', 'LEARNING_CURVE', 'PICTURES', 'FILES',
-           'EPOCH_SAMPLES', 'PRICES', 'TENSORBOARD', 'DRAWN', 'is_ours', 'own_files', 'Settings', 'preset_recipe',
-           'resumed', 'read_config', 'read_settings', 'read_run', 'check_images', 'run_dls', 'check_folder',
-           'check_apart', 'begin', 'write_evaluation', 'record']
+           'EPOCH_SAMPLES', 'PRICES', 'TENSORBOARD', 'DRAWN', 'is_ours', 'own_files', 'Settings', 'resumed',
+           'read_config', 'read_settings', 'read_run', 'check_images', 'run_dls', 'check_folder', 'check_apart',
+           'begin', 'write_evaluation', 'record']
 
 # %% ../nbs/engine/runs.ipynb #475cba12
 import json,re
 from dataclasses import asdict,dataclass,field,fields,replace
 from pathlib import Path
 from .saving import CONFIG, WEIGHTS, atomic
-from .vae import PRESETS, RECIPES, Recipe, preset_config
+from .vae import PRESETS, preset_recipe
 from .data import DataInfo, get_dls, DATASETS
 
 # %% ../nbs/engine/runs.ipynb #72c2ccd5
@@ -116,15 +116,6 @@ def _check(settings):
         value,(passes,words) = getattr(settings, f.name),f.metadata.get('check') or (None,'')
         if passes and value is not None and not passes(value):
             raise ValueError(f"sdn_train: --{f.name} must be {words}, got {value}.")
-
-# %% ../nbs/engine/runs.ipynb #a71fbb90
-def preset_recipe(
-    name:str, # name of a preset
-)->Recipe:    # how it is trained
-    "Recipe of a preset; raises `ValueError` where there is no such preset, or no recipe for it"
-    preset_config(name)
-    if name in RECIPES: return RECIPES[name]
-    raise ValueError(f"preset_recipe: preset {name!r} has no recipe; those of {', '.join(RECIPES)} have one.")
 
 # %% ../nbs/engine/runs.ipynb #c1be5ddc
 def _completed(settings):
