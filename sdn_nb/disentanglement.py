@@ -19,9 +19,11 @@ from sklearn.tree import DecisionTreeClassifier
 from .data import to_unit
 
 # %% ../nbs/09_disentanglement.ipynb #7460772d
-def _check(who, sizes, **counts):
+def _check_sizes_and_counts(who, sizes, **counts):
     "Refuse fewer than two factors, factors of one value, and counts below two"
-    if len(sizes)<2 or min(sizes)<2: raise ValueError(f"{who}: sizes is {tuple(sizes)}; a metric needs at least two factors, of at least two values each.")
+    if len(sizes)<2 or min(sizes)<2:
+        raise ValueError(
+            f"{who}: sizes is {tuple(sizes)}; a metric needs at least two factors, of at least two values each.")
     for name,n in counts.items():
         if n<2: raise ValueError(f"{who}: {name} is {n}; it must be at least 2.")
 
@@ -29,8 +31,12 @@ def _codes(encode, factors):
     "Codes (..., d) in double precision of factors (..., k)"
     flat = factors.reshape(-1, factors.shape[-1])
     z = torch.as_tensor(encode(flat)).detach().cpu().double().numpy()
-    if z.ndim!=2 or len(z)!=len(flat) or not z.shape[1]: raise ValueError(f"encode returned shape {z.shape} for {len(flat)} combinations of factors; it must return ({len(flat)}, d), one row for each.")
-    if not np.isfinite(z).all(): raise ValueError("encode returned codes that are not finite. Did the training of the model diverge?")
+    if z.ndim!=2 or len(z)!=len(flat) or not z.shape[1]:
+        raise ValueError(
+            f"encode returned shape {z.shape} for {len(flat)} combinations of factors; "
+            f"it must return ({len(flat)}, d), one row for each.")
+    if not np.isfinite(z).all():
+        raise ValueError("encode returned codes that are not finite. Did the training of the model diverge?")
     return z.reshape(*factors.shape[:-1], -1)
 
 def _draw(encode, sizes, n, rng):
@@ -46,8 +52,9 @@ def mutual_information(
     bins:int=20, # bins of equal width for each dimension
     seed=0,      # of the draws: a number, or a numpy Generator
 )->np.ndarray:   # (d, k) in nats
-    "Mutual information of each dimension with each factor, from counts. Raises `ValueError` for codes of a wrong shape or not finite."
-    _check('mutual_information', sizes, n=n, bins=bins)
+    """Mutual information of each dimension with each factor, from counts. Raises `ValueError` for codes of a wrong
+    shape or not finite."""
+    _check_sizes_and_counts('mutual_information', sizes, n=n, bins=bins)
     f,z = _draw(encode, sizes, n, np.random.default_rng(seed))
     low,span = z.min(0),np.ptp(z, 0)
     cut = ((z-low)/np.where(span>0, span, 1)*bins).astype(int).clip(max=bins-1)
@@ -68,16 +75,19 @@ def mig(
     bins:int=20, # bins of equal width for each dimension
     seed=0,      # of the draws: a number, or a numpy Generator
 )->float:        # 0 to 1
-    "Mutual information gap (Chen et al., 2018, Section 4.1), codes cut into bins. Raises `ValueError` as `mutual_information` does."
-    _check('mig', sizes, n=n, bins=bins)
+    """Mutual information gap (Chen et al., 2018, Section 4.1), codes cut into bins. Raises `ValueError` as
+    `mutual_information` does."""
+    _check_sizes_and_counts('mig', sizes, n=n, bins=bins)
     return (_gap(mutual_information(encode, sizes, n, bins, seed))/np.log(sizes)).mean().item()
 
 # %% ../nbs/09_disentanglement.ipynb #3172d931
 def _trials(encode, sizes, n, groups, members, rng):
-    "For n trials, some at a time: which factor agrees (n,), and codes (n, groups, members, d) of combinations in which it agrees within each group"
+    """Yield n trials, 500 at most at a time: which factor agrees (n,), and codes (n, groups, members, d) of
+    combinations in which it agrees within each group"""
     for which in np.array_split(rng.integers(len(sizes), size=n), -(-n//500)):
-        f,i = rng.integers(sizes, size=(len(which), groups, members, len(sizes))),np.arange(len(which))
-        f[i,:,:,which] = f[i,:,:1,which]
+        f = rng.integers(sizes, size=(len(which), groups, members, len(sizes)))
+        trial = np.arange(len(which))
+        f[trial,:,:,which] = f[trial,:,:1,which]
         yield which,_codes(encode, f)
 
 # %% ../nbs/09_disentanglement.ipynb #5d9a6835
@@ -95,8 +105,9 @@ def beta_vae_metric(
     pairs:int=64,      # pairs in each trial
     seed=0,            # of the draws: a number, or a numpy Generator
 )->float:              # accuracy, 0 to 1; 1/k is a guess
-    "How well a linear classifier tells which factor was held, from mean absolute differences (Higgins et al., 2017, Section 3). Raises `ValueError` for codes of a wrong shape or not finite."
-    _check('beta_vae_metric', sizes, n_train=n_train, n_test=n_test, pairs=pairs)
+    """How well a linear classifier tells which factor was held, from mean absolute differences (Higgins et al., 2017,
+    Section 3). Raises `ValueError` for codes of a wrong shape or not finite."""
+    _check_sizes_and_counts('beta_vae_metric', sizes, n_train=n_train, n_test=n_test, pairs=pairs)
     rng = np.random.default_rng(seed)
     model = LogisticRegression(solver='newton-cg', max_iter=1000).fit(*_differences(encode, sizes, n_train, pairs, rng))
     return float(model.score(*_differences(encode, sizes, n_test, pairs, rng)))
@@ -106,7 +117,8 @@ def _votes(encode, sizes, n, batch, var, active, rng):
     "How often each dimension (of the active ones) was named when each factor was held: (active, k)"
     votes = np.zeros((active.sum(), len(sizes)), int)
     for which,z in _trials(encode, sizes, n, 1, batch, rng):
-        np.add.at(votes, ((z[:,0].var(1, ddof=1)[:,active]/var[active]).argmin(1), which), 1)
+        share = z[:,0].var(1, ddof=1)[:,active]/var[active]
+        np.add.at(votes, (share.argmin(1), which), 1)
     return votes
 
 # %% ../nbs/09_disentanglement.ipynb #79b5cee9
@@ -120,8 +132,9 @@ def factor_vae_metric(
     threshold:float=.05, # dimensions whose standard deviation is not above don't vote
     seed=0,              # of the draws: a number, or a numpy Generator
 )->float:                # accuracy, 0 to 1; 1/k is a guess, 0 if no dimension may vote
-    "How often the stillest dimension tells which factor was held, by majority vote (Kim and Mnih, 2018, Section 4). Raises `ValueError` for codes of a wrong shape or not finite."
-    _check('factor_vae_metric', sizes, n_train=n_train, n_test=n_test, batch=batch, n_var=n_var)
+    """How often the stillest dimension tells which factor was held, by majority vote (Kim and Mnih, 2018, Section 4).
+    Raises `ValueError` for codes of a wrong shape or not finite."""
+    _check_sizes_and_counts('factor_vae_metric', sizes, n_train=n_train, n_test=n_test, batch=batch, n_var=n_var)
     rng = np.random.default_rng(seed)
     var = _draw(encode, sizes, n_var, rng)[1].var(0, ddof=1)
     active = var**.5 > threshold
@@ -143,12 +156,14 @@ def sap(
     n_test:int=5000,   # combinations to test on
     seed=0,            # of the draws: a number, or a numpy Generator
 )->float:              # 0 to 1
-    "Separated attribute predictability (Kumar et al., 2018, Section 3), by thresholds for every factor. Raises `ValueError` for codes of a wrong shape or not finite."
-    _check('sap', sizes, n_train=n_train, n_test=n_test)
+    """Separated attribute predictability (Kumar et al., 2018, Section 3), by thresholds for every factor. Raises
+    `ValueError` for codes of a wrong shape or not finite."""
+    _check_sizes_and_counts('sap', sizes, n_train=n_train, n_test=n_test)
     rng = np.random.default_rng(seed)
     (f,z),(f_new,z_new) = (_draw(encode, sizes, n, rng) for n in (n_train,n_test))
-    score = [[_predictability(z[:,i], f[:,j], z_new[:,i], f_new[:,j], size) for j,size in enumerate(sizes)] for i in range(z.shape[1])]
-    return _gap(np.array(score)).mean().item()
+    scores = [[_predictability(c, v, c_new, v_new, size) for v,v_new,size in zip(f.T, f_new.T, sizes)]
+              for c,c_new in zip(z.T, z_new.T)]
+    return _gap(np.array(scores)).mean().item()
 
 # %% ../nbs/09_disentanglement.ipynb #00e806d9
 class DCI(NamedTuple):
@@ -174,11 +189,13 @@ def dci(
     n_test:int=5000,   # combinations to test on
     seed=0,            # of the draws and forests: a number, or a numpy Generator
 )->DCI:                # disentanglement, completeness, informativeness
-    "Disentanglement, completeness and informativeness (Eastwood and Williams, 2018, Section 2), by random forests. Raises `ValueError` for codes of a wrong shape or not finite."
-    _check('dci', sizes, n_train=n_train, n_test=n_test)
+    """Disentanglement, completeness and informativeness (Eastwood and Williams, 2018, Section 2), by random forests.
+    Raises `ValueError` for codes of a wrong shape or not finite."""
+    _check_sizes_and_counts('dci', sizes, n_train=n_train, n_test=n_test)
     rng = np.random.default_rng(seed)
     (f,z),(f_new,z_new) = (_draw(encode, sizes, n, rng) for n in (n_train,n_test))
-    forests = [RandomForestClassifier(10, max_features=None, random_state=int(rng.integers(2**31))).fit(z, v) for v in f.T]
+    def forest(v): return RandomForestClassifier(10, max_features=None, random_state=int(rng.integers(2**31))).fit(z, v)
+    forests = [forest(v) for v in f.T]
     R = np.stack([m.feature_importances_ for m in forests], 1)
     right = [m.score(z_new, v) for m,v in zip(forests, f_new.T)]
     return DCI(_purity(R), _purity(R.T), float(np.mean(right)))
@@ -187,15 +204,10 @@ def dci(
 METRICS = dict(beta_vae=beta_vae_metric, factor_vae=factor_vae_metric, mig=mig, sap=sap, dci=dci)
 
 class Score(NamedTuple):
-    "A mean over repeats, and half of its 95% interval (Student's t): what the draws of a metric leave open, not what other training runs would"
+    """A mean over repeats, and half of its 95% interval (Student's t): what the draws of a metric leave open, not what
+    other training runs would"""
     mean:float
     half:float
-
-# %% ../nbs/09_disentanglement.ipynb #6d0826e7
-def _once(encode, sizes, metrics, rng):
-    "One value of each metric by name; those of dci by their own names"
-    values = {name: metric(encode, sizes, seed=rng) for name,metric in metrics.items()}
-    return {k: v for name,value in values.items() for k,v in (value._asdict() if isinstance(value, DCI) else {name: value}).items()}
 
 # %% ../nbs/09_disentanglement.ipynb #d16d1ee1
 def evaluate(
@@ -207,10 +219,21 @@ def evaluate(
 )->dict:                  # name: Score; dci gives disentanglement, completeness and informativeness
     "All metrics, repeated with new draws. Raises `ValueError` for fewer than two repeats."
     if repeats<2: raise ValueError(f"evaluate: repeats is {repeats}; an interval needs at least 2.")
-    rng = np.random.default_rng(seed)
-    runs = [_once(encode, sizes, metrics, rng) for _ in range(repeats)]
+    rng,values = np.random.default_rng(seed),{}
+    for _ in range(repeats):
+        for name,metric in metrics.items():
+            value = metric(encode, sizes, seed=rng)
+            parts = value._asdict() if isinstance(value, DCI) else {name: value}
+            for k,v in parts.items(): values.setdefault(k, []).append(v)
     factor = student.ppf(.975, repeats-1)/repeats**.5
-    return {k: Score(float(np.mean(v)), float(factor*np.std(v, ddof=1))) for k in runs[0] for v in [[r[k] for r in runs]]}
+    return {k: Score(float(np.mean(v)), float(factor*np.std(v, ddof=1))) for k,v in values.items()}
+
+# %% ../nbs/09_disentanglement.ipynb #9414b198
+def _checked_code(z, n):
+    "`z` if it is a tensor (n, d)"
+    if isinstance(z, torch.Tensor) and z.ndim==2 and len(z)==n: return z
+    what = tuple(z.shape) if isinstance(z, torch.Tensor) else type(z).__name__
+    raise ValueError(f"encoder: f returned {what} for {n} images; it must return a tensor ({n}, d).")
 
 # %% ../nbs/09_disentanglement.ipynb #fbac0caa
 def encoder(
@@ -219,7 +242,8 @@ def encoder(
     bs:int=256,   # pictures at a time
     device='cpu', # where f wants its images
 ):                # function from factors (N, k) to codes (N, d) in single precision, for the metrics
-    "A function from factors to the codes of their pictures. Each picture is encoded once, without gradients, and remembered: make a new one when f has changed. Its calls raise `ValueError` if f returns another shape."
+    """A function from factors to the codes of their pictures. Each picture is encoded once, without gradients, and
+    remembered: make a new one when f has changed. Its calls raise `ValueError` if f returns another shape."""
     seen,table = np.zeros(len(data), bool),None
     @torch.no_grad()
     def encode(factors):
@@ -227,9 +251,9 @@ def encoder(
         i = data.index(factors)
         new = np.unique(i[~seen[i]])
         for j in (new[a:a+bs] for a in range(0, len(new), bs)):
-            z = f(to_unit(data[j].to(device), data.n_levels))
-            if not isinstance(z, torch.Tensor) or z.ndim!=2 or len(z)!=len(j): raise ValueError(f"encoder: f returned {tuple(z.shape) if isinstance(z, torch.Tensor) else type(z).__name__} for {len(j)} images; it must return a tensor ({len(j)}, d).")
+            z = _checked_code(f(to_unit(data[j].to(device), data.n_levels)), len(j))
             if table is None: table = np.zeros((len(data), z.shape[1]), np.float32)
-            table[j],seen[j] = z.cpu().float().numpy(),True
+            table[j] = z.cpu().float().numpy()
+            seen[j] = True
         return table[i]
     return encode

@@ -7,6 +7,7 @@ __all__ = ['read_idx', 'read_fashion_mnist', 'read_cifar10', 'read_imagenet32']
 
 # %% ../nbs/engine/formats.ipynb #0e5f8dcb
 import gzip, struct, zlib
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -18,162 +19,222 @@ from torchvision.datasets import CIFAR10, FashionMNIST
 from torchvision.datasets.utils import calculate_md5
 
 # %% ../nbs/engine/formats.ipynb #841ca497
-def _idx(f, file):
+def _idx_array(f, file):
     "The array in the open IDX file `f`; `file` is its name"
     head = f.read(4)
-    if head[:3]!=b'\0\0\x08' or len(head)<4 or not head[3]: raise ValueError(f"{file} begins with the bytes {head.hex(' ') or '(none)'}; an IDX file of unsigned bytes begins with 00 00 08 and its number of dimensions.")
+    if head[:3]!=b'\0\0\x08' or len(head)<4 or not head[3]:
+        raise ValueError(
+            f"{file} begins with the bytes {head.hex(' ') or '(none)'}; "
+            "an IDX file of unsigned bytes begins with 00 00 08 and its number of dimensions.")
     sizes = f.read(4*head[3])
-    if len(sizes)<4*head[3]: raise ValueError(f"{file} ends within its header, which announces {head[3]} dimensions. Was the download cut short?")
+    if len(sizes)<4*head[3]:
+        raise ValueError(
+            f"{file} ends within its header, which announces {head[3]} dimensions. Was the download cut short?")
     shape,data = struct.unpack(f'>{head[3]}I', sizes),f.read()
-    if len(data)!=prod(shape): raise ValueError(f"{file} holds {len(data):,} values; its header says {' x '.join(map(str, shape))}, which is {prod(shape):,}.")
+    if len(data)!=prod(shape):
+        raise ValueError(
+            f"{file} holds {len(data):,} values; "
+            f"its header says {' x '.join(map(str, shape))}, which is {prod(shape):,}.")
     return np.frombuffer(data, np.uint8).reshape(shape).copy()
 
 # %% ../nbs/engine/formats.ipynb #0f75bb9d
 def read_idx(
     file:str|Path, # IDX file of unsigned bytes, gzipped or not
-)->np.ndarray: # uint8, its shape as the header says
-    "The array in an IDX file (LeCun's format for MNIST). Raises `ValueError` where magic number, header, length or checksum is wrong, `FileNotFoundError` where there is no file."
+)->np.ndarray:     # uint8, its shape as the header says
+    """The array in an IDX file (LeCun's format for MNIST). Raises `ValueError` where magic number, header, length or
+    checksum is wrong, `FileNotFoundError` where there is no file."""
     with open(file, 'rb') as f: packed = f.read(2)==b'\x1f\x8b'
     with (gzip.open if packed else open)(file, 'rb') as f:
-        try: return _idx(f, file)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as e: raise ValueError(f"{file} is a damaged gzip file ({e}). Remove it and fetch it again.") from e
+        try: return _idx_array(f, file)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as e:
+            raise ValueError(f"{file} is a damaged gzip file ({e}). Remove it and fetch it again.") from e
 
 # %% ../nbs/engine/formats.ipynb #a584b71f
-def _find(name, path, places, marks, fetch=None):
-    """The first folder with one file of each group in `marks`, or else with one of any: `path`, or a subfolder of it that `places` names.
-    Without `path`, the same in fastai's data folder, after fetching if need be."""
+def _find_folder(name, path, places, marks, fetch=None):
+    """The first folder with one file of each group in `marks`, or else with one of any: `path`, or a subfolder of it
+    that `places` names. Without `path`, the same in fastai's data folder, after fetching if need be."""
     root = fastai_path('data') if path is None else Path(path).expanduser()
-    if path is not None and not root.is_dir(): raise FileNotFoundError(f"{name}: path is {str(path)!r}, and there is no such folder.")
+    if path is not None and not root.is_dir():
+        raise FileNotFoundError(f"{name}: path is {str(path)!r}, and there is no such folder.")
     folders = [root/p for p in (places if path is None else ('.',*places))]
-    found = lambda rule: next((f for f in folders if rule(any((f/m).exists() for m in group) for group in marks)), None)
-    if path is None and fetch and not found(all): fetch(root)
-    if (folder := found(all) or found(any)): return folder
-    raise FileNotFoundError(f"{name}: none of {', '.join(sum(marks, ()))} is in {', '.join(map(str, folders))}. Put the published files there, or give their folder as path.")
+    def first(rule):
+        return next((f for f in folders if rule(any((f/m).exists() for m in group) for group in marks)), None)
+    if path is None and fetch and not first(all): fetch(root)
+    if (folder := first(all) or first(any)): return folder
+    raise FileNotFoundError(
+        f"{name}: none of {', '.join(sum(marks, ()))} is in {', '.join(map(str, folders))}. "
+        "Put the published files there, or give their folder as path.")
 
 # %% ../nbs/engine/formats.ipynb #ea3181ab
-def _fetcher(cls, what):
-    "A function that downloads a set with torchvision's class `cls` into a folder"
-    def fetch(root):
-        print(f"{cls.__name__}: downloading {what} into {root}")
-        try: cls(root, download=True)
-        except (OSError, RuntimeError) as e: raise OSError(f"{cls.__name__} could not be downloaded into {root} ({' '.join(str(e).split())}). Fetch {what} elsewhere, and give the folder as path.") from e
-    return fetch
+def _download(cls, what, root):
+    "Download a set with torchvision's class `cls` into the folder `root`, and say so"
+    print(f"{cls.__name__}: downloading {what} into {root}")
+    try: cls(root, download=True)
+    except (OSError, RuntimeError) as e:
+        raise OSError(
+            f"{cls.__name__} could not be downloaded into {root} ({' '.join(str(e).split())}). "
+            f"Fetch {what} elsewhere, and give the folder as path.") from e
 
 # %% ../nbs/engine/formats.ipynb #8f216ef7
-def _need(folder, files):
+def _check_files(folder, files):
     "Raise where one of the files is missing"
     missing = [f for f in files if not (folder/f).exists()]
-    if missing: raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}; the set consists of {len(files)} files, {files[0]} to {files[-1]}.")
+    if missing:
+        raise FileNotFoundError(
+            f"{folder} lacks {', '.join(missing)}; the set consists of {len(files)} files, {files[0]} to {files[-1]}.")
 
 # %% ../nbs/engine/formats.ipynb #05dc7863
-_debian = '/usr/share/datasets/fashion-mnist'
-_fashion = [f'{part}-images-idx3-ubyte' for part in ('train','t10k')]
+DEBIAN_FASHION = '/usr/share/datasets/fashion-mnist'
+FASHION_FILES = [f'{part}-images-idx3-ubyte' for part in ('train','t10k')]
 
 def _fashion_file(folder, name):
     "One of the two files of images, `(N, 1, 28, 28)`"
     file = next((f for f in (folder/f'{name}.gz', folder/name) if f.exists()), None)
-    if file is None: raise FileNotFoundError(f"{folder} lacks {name}.gz, and {name} too; Fashion-MNIST has its images in {' and '.join(_fashion)}, gzipped or not.")
+    if file is None:
+        raise FileNotFoundError(
+            f"{folder} lacks {name}.gz, and {name} too; "
+            f"Fashion-MNIST has its images in {' and '.join(FASHION_FILES)}, gzipped or not.")
     a = read_idx(file)
-    if a.shape[1:]!=(28,28) or not len(a): raise ValueError(f"{file} holds an array of shape {a.shape}; Fashion-MNIST has (N, 28, 28).")
+    if a.shape[1:]!=(28,28) or not len(a):
+        raise ValueError(f"{file} holds an array of shape {a.shape}; Fashion-MNIST has (N, 28, 28).")
     return a[:,None]
 
 # %% ../nbs/engine/formats.ipynb #fb2dac8d
 def read_fashion_mnist(
-    path:str|Path=None, # folder of the IDX files; None: Debian's folder, else fastai's data folder, where torchvision downloads them
-)->tuple: # two uint8 arrays (N, 1, 28, 28): training images and test images
-    "Fashion-MNIST from its IDX files (Xiao et al. 2017). Raises `FileNotFoundError` where a file is missing, `ValueError` where one is not what it should be, `OSError` where the download fails."
-    fetch = _fetcher(FashionMNIST, f'30 MB from {FashionMNIST.mirrors[0]}')
-    places = (_debian, 'FashionMNIST/raw') if path is None else ('FashionMNIST/raw',)
-    folder = _find('Fashion-MNIST', path, places, [(f, f'{f}.gz') for f in _fashion], fetch)
-    return tuple(_fashion_file(folder, f) for f in _fashion)
+    path:str|Path=None, # folder of the IDX files; None: Debian's, else fastai's data folder, where they are downloaded
+)->tuple:               # two uint8 arrays (N, 1, 28, 28): training images and test images
+    """Fashion-MNIST from its IDX files (Xiao et al. 2017). Raises `FileNotFoundError` where a file is missing,
+    `ValueError` where one is not what it should be, `OSError` where the download fails."""
+    fetch = partial(_download, FashionMNIST, f'30 MB from {FashionMNIST.mirrors[0]}')
+    places = (DEBIAN_FASHION, 'FashionMNIST/raw') if path is None else ('FashionMNIST/raw',)
+    folder = _find_folder('Fashion-MNIST', path, places, [(f, f'{f}.gz') for f in FASHION_FILES], fetch)
+    return tuple(_fashion_file(folder, f) for f in FASHION_FILES)
 
 # %% ../nbs/engine/formats.ipynb #3de7d322
-_batches = [f'data_batch_{i}' for i in range(1, 6)]+['test_batch']
+CIFAR_BATCHES = [f'data_batch_{i}' for i in range(1, 6)]+['test_batch']
 
-def _cifar_file(file):
+def _cifar_records(file):
     "The images of one binary file, `(N, 3, 32, 32)`"
     a = np.fromfile(file, np.uint8)
-    if not len(a) or len(a)%3073: raise ValueError(f"{file} has {len(a):,} bytes; a file of CIFAR-10's binary version is made of records of 3073 bytes (30,730,000 as published).")
+    if not len(a) or len(a)%3073:
+        raise ValueError(
+            f"{file} has {len(a):,} bytes; a file of CIFAR-10's binary version is made of records of 3073 bytes "
+            "(30,730,000 as published).")
     a = a.reshape(-1, 3073)
-    if a[:,0].max()>9: raise ValueError(f"{file}: record {a[:,0].argmax()} has the label {a[:,0].max()}; CIFAR-10 has labels 0 to 9. Is this another set, such as CIFAR-100?")
+    if a[:,0].max()>9:
+        raise ValueError(
+            f"{file}: record {a[:,0].argmax()} has the label {a[:,0].max()}; CIFAR-10 has labels 0 to 9. "
+            "Is this another set, such as CIFAR-100?")
     return a[:,1:].reshape(-1, 3, 32, 32)
 
+# %% ../nbs/engine/formats.ipynb #519279ca
 def _cifar_binary(folder):
-    _need(folder, [f'{b}.bin' for b in _batches])
-    arrays = [_cifar_file(folder/f'{b}.bin') for b in _batches]
-    n,odd = [len(a) for a in arrays],next((i for i,a in enumerate(arrays) if len(a)!=max(map(len, arrays))), None)
-    if odd is not None: raise ValueError(f"{folder/_batches[odd]}.bin has {n[odd]:,} images, others have {max(n):,}; the six files have equally many (10,000 as published).")
+    "Training and test images of the binary edition"
+    files = [f'{b}.bin' for b in CIFAR_BATCHES]
+    _check_files(folder, files)
+    arrays = [_cifar_records(folder/f) for f in files]
+    most = max(map(len, arrays))
+    for file,a in zip(files, arrays):
+        if len(a)!=most:
+            raise ValueError(
+                f"{folder/file} has {len(a):,} images, others have {most:,}; "
+                "the six files have equally many (10,000 as published).")
     return np.concatenate(arrays[:5]),arrays[5]
 
 # %% ../nbs/engine/formats.ipynb #9cde49c5
-class _Pickles(CIFAR10):
+class _CIFAR10Here(CIFAR10):
     "torchvision's reader, its files lying in the folder itself"
     base_folder = ''
 
 def _cifar_pickles(folder):
+    "Training and test images of the Python edition, whose files are opened when all have the published MD5 sums"
     sums = dict(CIFAR10.train_list+CIFAR10.test_list) | {CIFAR10.meta['filename']: CIFAR10.meta['md5']}
-    _need(folder, list(sums))
+    _check_files(folder, list(sums))
     for name,md5 in sums.items():
-        if (found := calculate_md5(folder/name))!=md5: raise ValueError(f"{folder/name} has the MD5 sum {found}; the published file has {md5}. It is a pickle, could run any code, and was not opened.")
-    return tuple(_Pickles(folder, train=t).data.transpose(0,3,1,2) for t in (True, False))
+        if (found := calculate_md5(folder/name))!=md5:
+            raise ValueError(
+                f"{folder/name} has the MD5 sum {found}; the published file has {md5}. "
+                "It is a pickle, could run any code, and was not opened.")
+    return tuple(_CIFAR10Here(folder, train=t).data.transpose(0,3,1,2) for t in (True, False))
 
 # %% ../nbs/engine/formats.ipynb #a80f502f
 def read_cifar10(
-    path:str|Path=None, # folder of the files, or the one above it; None: fastai's data folder, where torchvision downloads them
-)->tuple: # two uint8 arrays (N, 3, 32, 32): training images and test images
+    path:str|Path=None, # folder of the files, or that above it; None: fastai's data folder, where they are downloaded
+)->tuple:               # two uint8 arrays (N, 3, 32, 32): training images and test images
     """CIFAR-10 from its binary files or, where there are none, from its pickles (Krizhevsky 2009).
-    Raises `FileNotFoundError` where a file is missing, `ValueError` where one is not what it should be (a pickle with another MD5 sum is not opened), `OSError` where the download fails."""
-    fetch = _fetcher(CIFAR10, f'170 MB from {CIFAR10.url}')
-    folder = _find('CIFAR-10', path, ('cifar-10-batches-bin', 'cifar-10-batches-py'), [(b, f'{b}.bin') for b in _batches], fetch)
-    return (_cifar_binary if any((folder/f'{b}.bin').exists() for b in _batches) else _cifar_pickles)(folder)
+    Raises `FileNotFoundError` where a file is missing, `ValueError` where one is not what it should be (a pickle with
+    another MD5 sum is not opened), `OSError` where the download fails."""
+    fetch = partial(_download, CIFAR10, f'170 MB from {CIFAR10.url}')
+    places,marks = ('cifar-10-batches-bin', 'cifar-10-batches-py'),[(b, f'{b}.bin') for b in CIFAR_BATCHES]
+    folder = _find_folder('CIFAR-10', path, places, marks, fetch)
+    binary = any((folder/f'{b}.bin').exists() for b in CIFAR_BATCHES)
+    return (_cifar_binary if binary else _cifar_pickles)(folder)
 
 # %% ../nbs/engine/formats.ipynb #c8c7ed9f
-def _npz(file):
+def _npz_images(file):
     "The images of one batch, `(N, 3, 32, 32)`"
     try:
         with np.load(file, allow_pickle=False) as z: data,labels = z['data'],z['labels']
-    except Exception as e: raise ValueError(f"{file} cannot be read ({type(e).__name__}: {e}); an ImageNet32 batch is an .npz archive of the arrays data and labels, without pickles.") from e
-    if data.dtype!=np.uint8 or data.ndim!=2 or data.shape[1]!=3072 or not len(data): raise ValueError(f"{file}: data is {data.dtype} of shape {data.shape}; ImageNet32 has uint8 of shape (N, 3072).")
-    if labels.shape!=data.shape[:1]: raise ValueError(f"{file}: labels have the shape {labels.shape}; {len(data):,} images have as many labels.")
+    except Exception as e:
+        raise ValueError(
+            f"{file} cannot be read ({type(e).__name__}: {e}); "
+            "an ImageNet32 batch is an .npz archive of the arrays data and labels, without pickles.") from e
+    if data.dtype!=np.uint8 or data.ndim!=2 or data.shape[1]!=3072 or not len(data):
+        raise ValueError(
+            f"{file}: data is {data.dtype} of shape {data.shape}; ImageNet32 has uint8 of shape (N, 3072).")
+    if labels.shape!=data.shape[:1]:
+        raise ValueError(f"{file}: labels have the shape {labels.shape}; {len(data):,} images have as many labels.")
     return data.reshape(-1, 3, 32, 32)
 
 # %% ../nbs/engine/formats.ipynb #db28c04b
 def _joined(arrays):
     "The arrays as one; the list is emptied on the way"
-    out,i = np.empty((sum(map(len, arrays)), *arrays[0].shape[1:]), np.uint8),0
-    while arrays: a = arrays.pop(0); out[i:i+len(a)] = a; i += len(a)
+    out = np.empty((sum(map(len, arrays)), *arrays[0].shape[1:]), np.uint8)
+    i = 0
+    while arrays:
+        a = arrays.pop(0)
+        out[i:i+len(a)] = a
+        i += len(a)
     return out
 
 # %% ../nbs/engine/formats.ipynb #27aa585b
-def _png(file):
+def _png_image(file):
     "One image, `(3, 32, 32)`"
     try:
         with Image.open(file, formats=['PNG']) as im: mode,a = im.mode,np.asarray(im)
     except Exception as e: raise ValueError(f"{file} cannot be read as a PNG image ({e}).") from e
-    if a.shape!=(32,32,3): raise ValueError(f"{file} is {a.shape[0]}x{a.shape[1]}, PIL mode {mode}; ImageNet32 has 32x32 in RGB.")
+    if a.shape!=(32,32,3):
+        raise ValueError(
+            f"{file} is {a.shape[0]}x{a.shape[1]}, PIL mode {mode}; ImageNet32 has 32x32 in RGB.")
     return a.transpose(2,0,1)
 
-def _pngs(folder):
+def _png_folder(folder):
+    "All images of a folder, `(N, 3, 32, 32)`"
     files = sorted(folder.glob('*.png'))
     if not files: raise FileNotFoundError(f"{folder} holds no .png file; ImageNet32 has its images there.")
     out = np.empty((len(files), 3, 32, 32), np.uint8)
-    for i,f in enumerate(progress_bar(files, leave=False, display=len(files)>=5000)): out[i] = _png(f)
+    for i,f in enumerate(progress_bar(files, leave=False, display=len(files)>=5000)): out[i] = _png_image(f)
     return out
 
 # %% ../nbs/engine/formats.ipynb #57dbdded
-_npz_files = [f'train_data_batch_{i}.npz' for i in range(1, 11)]+['val_data.npz']
-_png_folders = ['train_32x32', 'valid_32x32']
-_editions = dict(npz='npz batches (Chrabaszcz et al. 2017)', png='png files (van den Oord et al. 2016)')
+NPZ_FILES = [f'train_data_batch_{i}.npz' for i in range(1, 11)]+['val_data.npz']
+PNG_FOLDERS = ['train_32x32', 'valid_32x32']
 
 # %% ../nbs/engine/formats.ipynb #85a48de5
 def read_imagenet32(
-    path:str|Path=None, # folder of the eleven .npz files, or of train_32x32/ and valid_32x32/ with .png files; None: imagenet32 in fastai's data folder
-)->tuple: # two uint8 arrays (N, 3, 32, 32), training images and those that papers report on, and which of the two editions it is, a string
-    """Downsampled ImageNet, 32×32, in one of its two editions, whose figures can't be compared: batches (Chrabaszcz et al. 2017) or single images (van den Oord et al. 2016).
-    Raises `FileNotFoundError` where files are missing (nothing is downloaded), `ValueError` where one is not what it should be, or both editions lie in one folder."""
-    folder = _find('ImageNet32', path, ('imagenet32',) if path is None else (), [(*_npz_files, *_png_folders)])
-    npz,png = (any((folder/f).exists() for f in files) for files in (_npz_files, _png_folders))
-    if npz and png: raise ValueError(f"{folder} holds both editions of ImageNet32, .npz batches and folders of .png files. They are different images; keep them in different folders.")
-    _need(folder, _npz_files if npz else _png_folders)
-    if npz: return _joined([_npz(folder/f) for f in _npz_files[:-1]]),_npz(folder/_npz_files[-1]),_editions['npz']
-    return *(_pngs(folder/f) for f in _png_folders),_editions['png']
+    path:str|Path=None, # folder of the files of one edition; None: imagenet32 in fastai's data folder
+)->tuple:               # two uint8 arrays (N, 3, 32, 32), training images and those that papers report on; the edition
+    """Downsampled ImageNet, 32×32, in one of its two editions, whose figures can't be compared: eleven .npz batches
+    (Chrabaszcz et al. 2017) or folders train_32x32 and valid_32x32 of .png files (van den Oord et al. 2016).
+    Raises `FileNotFoundError` where files are missing (nothing is downloaded), `ValueError` where one is not what it
+    should be, or both editions lie in one folder."""
+    folder = _find_folder('ImageNet32', path, ('imagenet32',) if path is None else (), [(*NPZ_FILES, *PNG_FOLDERS)])
+    npz,png = (any((folder/f).exists() for f in files) for files in (NPZ_FILES, PNG_FOLDERS))
+    if npz and png:
+        raise ValueError(
+            f"{folder} holds both editions of ImageNet32, .npz batches and folders of .png files. "
+            "They are different images; keep them in different folders.")
+    _check_files(folder, NPZ_FILES if npz else PNG_FOLDERS)
+    if png: return *(_png_folder(folder/f) for f in PNG_FOLDERS),'png files (van den Oord et al. 2016)'
+    *train,valid = (_npz_images(folder/f) for f in NPZ_FILES)
+    return _joined(train),valid,'npz batches (Chrabaszcz et al. 2017)'

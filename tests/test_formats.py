@@ -275,7 +275,7 @@ def server(tmp_path, monkeypatch):
 def nothing_here(tmp_path, monkeypatch):
     "fastai's data folder, empty; and no Debian package"
     monkeypatch.setattr(formats, 'fastai_path', lambda _: tmp_path/'data'); monkeypatch.setattr('sdn_nb.data.fastai_path', lambda _: tmp_path/'data')
-    monkeypatch.setattr(formats, '_debian', str(tmp_path/'debian'))
+    monkeypatch.setattr(formats, 'DEBIAN_FASHION', str(tmp_path/'debian'))
     return tmp_path
 
 def test_download_fashion(nothing_here, server, monkeypatch, capsys):
