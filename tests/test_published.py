@@ -99,9 +99,9 @@ class Published:
             p = F.pad(lines[-1], (1,1))
             u = torch.cat([p[...,:-2], p[...,1:-1], p[...,2:]], 1)
             i,h = torch.einsum('oc,bcp->bop', w_i, u)+b_i[:,None],torch.einsum('oc,bcp->bop', w_h, x[...,j])+b_h[:,None]
-            (ir,iz,i_n),(hr,hz,hn) = i.chunk(3,1),h.chunk(3,1)
-            z = torch.sigmoid(iz+hz)
-            lines.append((1-z)*torch.tanh(i_n+torch.sigmoid(ir+hr)*hn) + z*x[...,j])
+            (ir,ic,i_n),(hr,hc,hn) = i.chunk(3,1),h.chunk(3,1)
+            c = torch.sigmoid(ic+hc)
+            lines.append((1-c)*torch.tanh(i_n+torch.sigmoid(ir+hr)*hn) + c*x[...,j])
         y = torch.stack(lines, 3)
         if direction in (1,3): y = y.flip(3)
         return y.transpose(2,3) if direction in (2,3) else y
