@@ -46,12 +46,6 @@ def _memory_note(model, bs, device):
     smaller = f"--bs {fits} --accumulate {-(-bs//fits)}"
     return f"{note}. That will not fit: {smaller} does, for about the same step; --recompute takes less as well."
 
-# %% ../nbs/12_commands.ipynb #f05d110e
-def _recordable(settings, device):
-    "Can a training step be recorded as CUDA graphs? On one GPU, without accumulation or blocks that are computed again"
-    alone = device.type=='cuda' and num_distrib()<=1
-    return alone and settings.accumulate==1 and not settings.recompute
-
 # %% ../nbs/12_commands.ipynb #e28125f5
 def _build(settings, data):
     "Learner of the settings: images, which must be those that `data` tells of, model and callbacks"
@@ -62,10 +56,12 @@ def _build(settings, data):
         preset, image_size=info.image_size, channels=info.channels, levels=info.levels,
         sdn=settings.sdn, h=settings.width or preset.h))
     model.recompute = settings.recompute
+    one_gpu = device.type=='cuda' and num_distrib()<=1
+    recordable = one_gpu and settings.accumulate==1 and not settings.recompute # as CUDA graphs
     if not rank_distrib(): print(_memory_note(model, settings.bs, device))
     return distribute(vae_learner(
         dls, model, lr=settings.lr, ema=settings.ema, precision=settings.precision, accumulate=settings.accumulate,
-        warmup=settings.warmup, graphs=settings.graphs and _recordable(settings, device)))
+        warmup=settings.warmup, graphs=settings.graphs and recordable))
 
 # %% ../nbs/12_commands.ipynb #027ff232
 def _judge(learn, run, temperature):

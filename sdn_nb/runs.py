@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['HISTORY', 'CHECKPOINT', 'EVALUATION', 'SAMPLES', 'RECONSTRUCTIONS', 'LEARNING_CURVE', 'PICTURES', 'FILES',
-           'EPOCH_SAMPLES', 'PRICES', 'TENSORBOARD', 'DRAWN', 'is_ours', 'own_files', 'Settings', 'resumed',
-           'read_config', 'read_settings', 'read_run', 'check_images', 'run_dls', 'check_folder', 'check_apart',
-           'begin', 'write_evaluation', 'record']
+           'EPOCH_SAMPLES', 'PRICES', 'TENSORBOARD', 'DRAWN', 'POSITIVE', 'AT_LEAST_1', 'ZERO_OR_MORE', 'is_ours',
+           'own_files', 'setting', 'Settings', 'resumed', 'read_config', 'read_settings', 'read_run', 'check_images',
+           'run_dls', 'check_folder', 'check_apart', 'begin', 'write_evaluation', 'record']
 
 # %% ../nbs/engine/runs.ipynb #475cba12
 import json,re
@@ -55,21 +55,22 @@ def own_files(
     return tuple(p.relative_to(run).as_posix() for p in files)
 
 # %% ../nbs/engine/runs.ipynb #acdf8959
-def _setting(
+def setting(
     default=None,         # value if it is left out
     check=None,           # test of a value, and words for what passes it
     of_preset:bool=False, # a value that is left out comes from the preset's recipe
     free:bool=False,      # it has no part in the result of a step: a resumed run may change it
     option:bool=True,     # it is an option of the command
-):
+):                        # a field of a dataclass
     "A field of `Settings`, with what else there is to know about it"
     left_out = "the preset's" if of_preset else None
     known = dict(check=check, of_preset=of_preset, free=free, option=option, left_out=left_out)
     return field(default=default, metadata=known)
 
-_positive = lambda v: 0<v<float('inf'), 'a positive number'
-_at_least_1 = lambda v: v>=1, 'at least 1'
-_zero_or_more = lambda v: 0<=v<float('inf'), 'zero or more'
+# %% ../nbs/engine/runs.ipynb #1a1cc78e
+POSITIVE = lambda v: 0<v<float('inf'), 'a positive number'
+AT_LEAST_1 = lambda v: v>=1, 'at least 1'
+ZERO_OR_MORE = lambda v: 0<=v<float('inf'), 'zero or more'
 
 # %% ../nbs/engine/runs.ipynb #b69c1d68
 @dataclass(frozen=True)
@@ -80,30 +81,30 @@ class Settings:
     dataset:str = None
     # model and recipe, see SDNVAE.from_preset; that of the data set's name if left out, else photos
     preset:str = None
-    epochs:int = _setting(None, _at_least_1, of_preset=True, free=True)  # passes over the training images
-    bs:int = _setting(None, of_preset=True)                # images in a batch
-    lr:float = _setting(None, _positive, of_preset=True)   # learning rate
-    ema:float = _setting(None, of_preset=True, option=False) # decay of the weights' average
+    epochs:int = setting(None, AT_LEAST_1, of_preset=True, free=True) # passes over the training images
+    bs:int = setting(None, of_preset=True)                 # images in a batch
+    lr:float = setting(None, POSITIVE, of_preset=True)     # learning rate
+    ema:float = setting(None, of_preset=True, option=False) # decay of the weights' average
     seed:int = 0                                           # of the first weights, the order of images and the noise
     sdn:bool = True                                        # off: plain convolutions in place of ResSDN layers
     # resize and crop the images of a folder to this many pixels a side
     size:int = None
     # folder with the files of a named data set; the usual places if left out
-    path:str = _setting(None, free=True)
-    width:int = _setting(None, _at_least_1)                # features of the state; the preset's if left out
+    path:str = setting(None, free=True)
+    width:int = setting(None, AT_LEAST_1)                  # features of the state; the preset's if left out
     # compute each block again on the way back, to save memory for about a third more time
-    recompute:bool = _setting(False, free=True)
+    recompute:bool = setting(False, free=True)
     # off: on one GPU, do not record a training step as CUDA graphs and replay it
-    graphs:bool = _setting(True, free=True)
-    precision:str = _setting('fp32', option=False)         # fp32, fp16 or bf16: type in which products are computed
-    accumulate:int = _setting(1, _at_least_1)              # batches whose gradients are added up for one step
+    graphs:bool = setting(True, free=True)
+    precision:str = setting('fp32', option=False)          # fp32, fp16 or bf16: type in which products are computed
+    accumulate:int = setting(1, AT_LEAST_1)                # batches whose gradients are added up for one step
     # steps over which the learning rate rises, or below 1 a share of all
-    warmup:float = _setting(0., _zero_or_more)
-    minutes:float = _setting(10., _zero_or_more, free=True) # time between two checkpoints in the middle of an epoch
+    warmup:float = setting(0., ZERO_OR_MORE)
+    minutes:float = setting(10., ZERO_OR_MORE, free=True)  # time between two checkpoints in the middle of an epoch
     # epochs from one picture of samples to the next; 0 for none
-    sample_every:int = _setting(10, _zero_or_more, free=True)
-    tensorboard:bool = _setting(False, free=True)          # write curves for TensorBoard into the run's folder
-    wandb:bool = _setting(False, free=True)                # send curves to Weights & Biases
+    sample_every:int = setting(10, ZERO_OR_MORE, free=True)
+    tensorboard:bool = setting(False, free=True)           # write curves for TensorBoard into the run's folder
+    wandb:bool = setting(False, free=True)                 # send curves to Weights & Biases
 
     def __post_init__(self):
         _check(self)

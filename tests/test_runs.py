@@ -18,7 +18,7 @@ def saved(folder, **training):
 @dataclass(frozen=True)
 class More(Settings):
     "Settings, and one more option in one line"
-    dropout:float = runs._setting(.1, (lambda v: 0<=v<1, 'from 0 to below 1')) # share of features that are left out
+    dropout:float = runs.setting(.1, (lambda v: 0<=v<1, 'from 0 to below 1')) # share of features that are left out
 
 def test_an_option_is_one_field(capsys):
     "Its option and help, its default, its check, whether it may change, and its entry in config.json"
