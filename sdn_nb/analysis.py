@@ -5,12 +5,8 @@
 # %% auto #0
 __all__ = ['show_rows', 'prior_samples', 'reconstructions', 'interpolations', 'neighbourhood', 'show_neighbourhood', 'Nearest',
            'nearest', 'show_nearest', 'read_histories', 'Band', 'band', 'show_curves', 'BlockBits', 'block_bits',
-           'show_bits', 'redraw_block', 'block_variance', 'show_maps', 'receptive_field', 'save_samples',
-           'save_reconstructions', 'save_learning_curve', 'SamplePictures']
-
-# %% ../nbs/10_analysis.ipynb #61a7ac28
-import warnings
-warnings.filterwarnings('ignore', category=FutureWarning, module='torch.jit')  # fastai's own import
+           'show_bits', 'redraw_block', 'block_variance', 'show_maps', 'receptive_field', 'picture', 'save_samples',
+           'save_reconstructions', 'draw_learning_curve', 'save_learning_curve', 'SamplePictures']
 
 # %% ../nbs/10_analysis.ipynb #62f84cf7
 from contextlib import contextmanager
@@ -21,7 +17,6 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from fastprogress import progress_bar
-from fastai.basics import Callback,rank_distrib
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -30,23 +25,31 @@ from .saving import atomic
 from .vae import SDNVAE, bits_per_dim
 from .data import show_images, to_levels, to_unit
 from .training import RunFolder
-from .evaluation import _at_rest
+from .evaluation import at_rest
+from .runs import EPOCH_SAMPLES, HISTORY, LEARNING_CURVE
+from fastai.basics import Callback, rank_distrib
 
 # %% ../nbs/10_analysis.ipynb #db395c05
 def _check_counts(f, **counts):
     "Refuse what is not a positive whole number"
     for name,v in counts.items():
-        if not isinstance(v, Integral) or v<1: raise ValueError(f"{f}: `{name}` must be a whole number, at least 1, got {v!r}.")
+        if not isinstance(v, Integral) or v<1:
+            raise ValueError(f"{f}: `{name}` must be a whole number, at least 1, got {v!r}.")
 
 # %% ../nbs/10_analysis.ipynb #db43a6ff
 def _check_list(f, name, v):
     "Refuse what is not a list of at least one setting"
-    if not isinstance(v, (list,tuple)) or not v: raise ValueError(f"{f}: `{name}` must be a list with at least one entry, got {v!r}. For a single setting give [{v!r}].")
+    if not isinstance(v, (list,tuple)) or not v:
+        raise ValueError(
+            f"{f}: `{name}` must be a list with at least one entry, got {v!r}. For a single setting give [{v!r}].")
 
 # %% ../nbs/10_analysis.ipynb #f002532c
 def _check_one(f, model, x):
     "Refuse what is not one image of the model"
-    if x.ndim!=4 or len(x)!=1: raise ValueError(f"{f}: `x` must be one image, (1, {model.config.channels}, H, W), got shape {tuple(x.shape)}. Of a batch take x[i:i+1].")
+    if x.ndim!=4 or len(x)!=1:
+        raise ValueError(
+            f"{f}: `x` must be one image, (1, {model.config.channels}, H, W), got shape {tuple(x.shape)}. "
+            "Of a batch take x[i:i+1].")
 
 # %% ../nbs/10_analysis.ipynb #4d01cd9f
 def show_rows(
@@ -55,28 +58,37 @@ def show_rows(
     ax=None,      # matplotlib axes to draw on; new ones if None
     title='',     # above the rows
 ): # the matplotlib axes
-    "Draw rows of images with a label for each; raises `ValueError` where `x` has no rows or `labels` has another number of them"
-    if x.ndim!=5: raise ValueError(f"show_rows: `x` must be (R, n, C, H, W), got shape {tuple(x.shape)}. A batch becomes one row by x[None].")
-    if labels is not None and len(labels)!=len(x): raise ValueError(f"show_rows: `labels` must hold {len(x)} strings, one for each row, got {len(labels)}.")
+    """Draw rows of images with a label for each.
+    Raises `ValueError` where `x` has no rows or `labels` has another number of them"""
+    if x.ndim!=5:
+        raise ValueError(
+            f"show_rows: `x` must be (R, n, C, H, W), got shape {tuple(x.shape)}. A batch becomes one row by x[None].")
+    if labels is not None and len(labels)!=len(x):
+        raise ValueError(f"show_rows: `labels` must hold {len(x)} strings, one for each row, got {len(labels)}.")
     (R,n),(h,w) = x.shape[:2],x.shape[3:]
     if ax is None: ax = plt.subplots(figsize=(.7*n+.9, .7*R*h/w+.3), layout='constrained')[1]
     show_images(x.flatten(0,1), nrow=n, ax=ax, title=title)
-    for i,s in enumerate(labels or ()): ax.text(-.01, (i+.5)*(h+max(1, w//32)), s, ha='right', va='center', transform=ax.get_yaxis_transform())
+    for i,s in enumerate(labels or ()):
+        middle = (i+.5)*(h+max(1, w//32))
+        ax.text(-.01, middle, s, ha='right', va='center', transform=ax.get_yaxis_transform())
     return ax
 
 # %% ../nbs/10_analysis.ipynb #7440d33c
 def prior_samples(
     model:SDNVAE,         # trained model
     n:int,                # images for each temperature
-    temperatures=(1.,),   # list: each entry one factor of the prior's standard deviations, or one for each block, top first
+    temperatures=(1.,),   # list: each entry a factor of the prior's standard deviations, or one for each block
     seed:int=0,           # of the noise, the same for every temperature
     bs:int=64,            # images made at a time; the noise of an image depends on it
 )->Tensor:                # images, (len(temperatures), n, C, H, W) in [-1, 1]
-    "New images at several temperatures (paper, Fig. 6 left and 10); raises `ValueError` for a temperature the model refuses"
-    _check_counts('prior_samples', n=n, bs=bs); _check_list('prior_samples', 'temperatures', temperatures)
+    """New images at several temperatures (paper, Fig. 6 left and 10).
+    Raises `ValueError` for a temperature the model refuses"""
+    _check_counts('prior_samples', n=n, bs=bs)
+    _check_list('prior_samples', 'temperatures', temperatures)
     rows = []
     for t in temperatures:
-        with _at_rest(model, seed) as g: rows.append(torch.cat([model.sample(min(bs, n-i), t, g) for i in range(0, n, bs)]))
+        with at_rest(model, seed) as g:
+            rows.append(torch.cat([model.sample(min(bs, n-i), t, g) for i in range(0, n, bs)]))
     return torch.stack(rows)
 
 # %% ../nbs/10_analysis.ipynb #ed05c1b6
@@ -88,22 +100,26 @@ def reconstructions(
 )->Tensor:        # (2, B, C, H, W): the images, and what encoding and decoding leaves of them
     "Images above their reconstructions (paper, Fig. 1b)"
     _check_counts('reconstructions', bs=bs)
-    with _at_rest(model, seed) as g: return torch.stack([x, torch.cat([model.decode(model.encode(b, g)) for b in x.split(bs)])])
+    with at_rest(model, seed) as g: left = torch.cat([model.decode(model.encode(b, g)) for b in x.split(bs)])
+    return torch.stack([x, left])
 
 # %% ../nbs/10_analysis.ipynb #db0c2ba4
 def interpolations(
     model:SDNVAE,  # trained model
     x0:Tensor,     # image on the left, (1, C, H, W) in [-1, 1]
     x1:Tensor,     # image on the right, of the same shape
-    pairs,         # list of (keep, temperature), a row each: blocks mixed, from the top; factor of the prior below, or one for each block
+    pairs,         # list of (keep, temperature), a row each: blocks mixed, from the top; factor(s) of the prior below
     steps:int=8,   # images between the two
     seed:int=0,    # of the posterior's samples and the noise, the same for every row
 )->Tensor:         # (len(pairs), steps+2, C, H, W), first and last of a row the given images
-    "Rows of linear interpolation in the top latents (paper, Fig. 5); raises `ValueError` for images or a `keep` the model refuses"
-    _check_counts('interpolations', steps=steps); _check_list('interpolations', 'pairs', pairs)
+    """Rows of linear interpolation in the top latents (paper, Fig. 5).
+    Raises `ValueError` for images or a `keep` the model refuses"""
+    _check_counts('interpolations', steps=steps)
+    _check_list('interpolations', 'pairs', pairs)
     rows = []
     for keep,t in pairs:
-        with _at_rest(model, seed) as g: rows.append(torch.cat([x0, model.interpolate(x0, x1, keep, t, steps, g), x1]))
+        with at_rest(model, seed) as g: between = model.interpolate(x0, x1, keep, t, steps, g)
+        rows.append(torch.cat([x0, between, x1]))
     return torch.stack(rows)
 
 # %% ../nbs/10_analysis.ipynb #942330a4
@@ -114,16 +130,25 @@ def neighbourhood(
     temperatures=(1.,), # list: each entry a factor of the prior below them, or one for each block, top first
     side:int=3,         # images along a side of each group, odd
     seed:int=0,         # of the posterior's sample and the noise, the same for every group
-)->Tensor:              # (len(keeps), len(temperatures), side*side, C, H, W), the middle image of each group the reconstruction
-    "Groups of images around one image (paper, Fig. 6 right and 11); raises `ValueError` for an even `side`, several images, or a `keep` the model refuses"
-    _check_counts('neighbourhood', side=side); _check_one('neighbourhood', model, x)
-    _check_list('neighbourhood', 'keeps', keeps); _check_list('neighbourhood', 'temperatures', temperatures)
-    if side%2==0: raise ValueError(f"neighbourhood: `side` must be odd, since the reconstruction stands in the middle, got {side}.")
+)->Tensor:              # (len(keeps), len(temperatures), side*side, C, H, W); the middle image is the reconstruction
+    """Groups of images around one image (paper, Fig. 6 right and 11).
+    Raises `ValueError` for an even `side`, several images, or a `keep` the model refuses"""
+    _check_counts('neighbourhood', side=side)
+    _check_one('neighbourhood', model, x)
+    _check_list('neighbourhood', 'keeps', keeps)
+    _check_list('neighbourhood', 'temperatures', temperatures)
+    if side%2==0:
+        raise ValueError(
+            f"neighbourhood: `side` must be odd, since the reconstruction stands in the middle, got {side}.")
+    half = side*side//2
     def draw(keep, t, n):
-        with _at_rest(model, seed) as g: return model.resample(x, keep, t, n, g)
-    middle,half = draw(len(model.blocks), 1., 1),side*side//2
-    around = lambda k,t: torch.cat([(y := draw(k, t, 2*half))[:half], middle, y[half:]]) if half else middle
-    return torch.stack([torch.stack([around(k, t) for t in temperatures]) for k in keeps])
+        with at_rest(model, seed) as g: return model.resample(x, keep, t, n, g)
+    middle = draw(len(model.blocks), 1., 1)
+    def group(keep, t):
+        if not half: return middle
+        y = draw(keep, t, 2*half)
+        return torch.cat([y[:half], middle, y[half:]])
+    return torch.stack([torch.stack([group(k, t) for t in temperatures]) for k in keeps])
 
 # %% ../nbs/10_analysis.ipynb #33953958
 def show_neighbourhood(
@@ -132,8 +157,9 @@ def show_neighbourhood(
     temperatures, # temperature of each column of groups, T entries
     fig=None,     # matplotlib figure or subfigure to draw on; a new one if None
 ): # the figure
-    "Draw groups of neighbours, a row for each `keep`, a column for each temperature, the middle image framed (paper, Fig. 11)"
-    (K,T,n),(h,w),side = x.shape[:3],x.shape[4:],int(x.shape[2]**.5)
+    "Draw groups of neighbours, rows by `keep`, columns by temperature, the middle image framed (paper, Fig. 11)"
+    K,T,n,_,h,w = x.shape
+    side = int(n**.5)
     if fig is None: fig = plt.figure(figsize=(1.9*T, 1.9*K*h/w+.3), layout='constrained')
     for (i,k),axs in zip(enumerate(keeps), fig.subplots(K, T, squeeze=False)):
         for (j,t),ax in zip(enumerate(temperatures), axs):
@@ -146,7 +172,8 @@ def show_neighbourhood(
 def _frame(row, col, h, w):
     "A frame round one image of a grid that show_images has drawn"
     gap = max(1, w//32)
-    return plt.Rectangle((col*(w+gap)+gap/2-.5, row*(h+gap)+gap/2-.5), w+gap, h+gap, fill=False, ec='tab:orange', lw=1.5)
+    corner = col*(w+gap)+gap/2-.5, row*(h+gap)+gap/2-.5
+    return plt.Rectangle(corner, w+gap, h+gap, fill=False, ec='tab:orange', lw=1.5)
 
 # %% ../nbs/10_analysis.ipynb #ec38a93a
 def _squares(a, b):
@@ -155,8 +182,9 @@ def _squares(a, b):
 
 # %% ../nbs/10_analysis.ipynb #5c6933f0
 def _best(k, d, index, levels):
-    "Of M candidates for each of B images, distances (B, M), positions (B, M), levels (B, M, C, H, W), the k nearest in order"
-    order,rows = d.argsort(dim=1, stable=True)[:,:k],torch.arange(len(d), device=d.device)[:,None]
+    "Of M candidates for each of B images, by distance, position and levels (B, M, ...), the k nearest in order"
+    order = d.argsort(dim=1, stable=True)[:,:k]
+    rows = torch.arange(len(d), device=d.device)[:,None]
     return d[rows,order],index[rows,order],levels[rows,order]
 
 # %% ../nbs/10_analysis.ipynb #70d88eae
@@ -169,23 +197,35 @@ class Nearest(NamedTuple):
 # %% ../nbs/10_analysis.ipynb #7330fc3f
 @torch.no_grad()
 def nearest(
-    x:Tensor,   # images to look for, (B, C, H, W) in [-1, 1]; they are rounded to levels, and the search runs on their device
-    dl,         # DataLoader of batches (x, ...) of the set, neither shuffled nor dropping its last batch, e.g. dls.train.new(shuffle=False, drop_last=False)
+    x:Tensor,   # images to look for, (B, C, H, W) in [-1, 1]; rounded to levels, and the search runs on their device
+    dl,         # batches (x, ...) of the set in order and complete, e.g. dls.train.new(shuffle=False, drop_last=False)
     levels:int, # number of levels of a channel, as in dls.info.levels
     k:int=3,    # neighbours of each image
 )->Nearest:     # distances, positions and images; of equal distances the first in the set
-    "Nearest images of a set by mean squared error, exactly (paper, Fig. 9); raises `ValueError` where `dl` shuffles, drops images, holds fewer than `k`, or images of another shape"
+    """Nearest images of a set by mean squared error, exactly (paper, Fig. 9). Raises `ValueError` where `dl` shuffles,
+    drops images, holds fewer than `k`, or images of another shape"""
     _check_counts('nearest', k=k)
-    if getattr(dl,'shuffle',False) or getattr(dl,'drop_last',False): raise ValueError("nearest: `dl` must give every image in order, but it shuffles or drops its last batch. Give dl.new(shuffle=False, drop_last=False).")
-    a,best,n = to_levels(x, levels).flatten(1).double(),None,0
-    with torch.random.fork_rng():                                       # a DataLoader draws from the global state even where it does not shuffle
+    if getattr(dl,'shuffle',False) or getattr(dl,'drop_last',False):
+        raise ValueError(
+            "nearest: `dl` must give every image in order, but it shuffles or drops its last batch. "
+            "Give dl.new(shuffle=False, drop_last=False).")
+    a = to_levels(x, levels).flatten(1).double()
+    best,n = None,0
+    with torch.random.fork_rng():                    # a DataLoader draws from the global state even unshuffled
         for b,*_ in progress_bar(dl, leave=False, display=len(dl)>100):
-            if b.shape[1:]!=x.shape[1:]: raise ValueError(f"nearest: images of `dl` are {tuple(b.shape[1:])}, those of `x` {tuple(x.shape[1:])}; they must have one shape.")
-            b,index = to_levels(b.to(x.device), levels),torch.arange(n, n := n+len(b), device=x.device)
-            new = _best(k, _squares(a, b.flatten(1).double()), index.expand(len(a),-1), b.expand(len(a),*b.shape))
+            if b.shape[1:]!=x.shape[1:]:
+                raise ValueError(
+                    f"nearest: images of `dl` are {tuple(b.shape[1:])}, those of `x` {tuple(x.shape[1:])}; "
+                    "they must have one shape.")
+            b = to_levels(b.to(x.device), levels)
+            index = torch.arange(n, n+len(b), device=x.device)
+            n += len(b)
+            d = _squares(a, b.flatten(1).double())
+            new = _best(k, d, index.expand(len(a),-1), b.expand(len(a),*b.shape))
             best = new if best is None else _best(k, *(torch.cat(p, 1) for p in zip(best, new)))
     if n<k: raise ValueError(f"nearest: `k` is {k}, but `dl` has only {n} images.")
-    return Nearest(best[0]/(a.shape[1]*((levels-1)/2)**2), best[1], to_unit(best[2], levels))
+    d,index,found = best
+    return Nearest(d/(a.shape[1]*((levels-1)/2)**2), index, to_unit(found, levels))
 
 # %% ../nbs/10_analysis.ipynb #3012c7cd
 def show_nearest(
@@ -195,21 +235,27 @@ def show_nearest(
     title='',      # above the rows
 ): # the matplotlib axes
     "Draw images above their nearest ones, nearest first (paper, Fig. 9, turned)"
-    return show_rows(torch.cat([x[None], found.images.transpose(0,1)]), ['image',*(f'{i+1}. nearest' for i in range(found.images.shape[1]))], ax, title)
+    labels = ['image',*(f'{i+1}. nearest' for i in range(found.images.shape[1]))]
+    return show_rows(torch.cat([x[None], found.images.transpose(0,1)]), labels, ax, title)
 
 # %% ../nbs/10_analysis.ipynb #4d84bc82
 def _history(run):
-    "The table in a run's history.csv, a row for each epoch, times left out"
-    file = Path(run)/'history.csv'
-    if not file.is_file(): raise FileNotFoundError(f"read_histories: no history.csv in {run}. It must be a folder written by sdn_train or RunFolder.")
+    "The table in a run's history, a row for each epoch, times left out"
+    file = Path(run)/HISTORY
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"read_histories: no {HISTORY} in {run}. It must be a folder written by sdn_train or RunFolder.")
     try: return pd.read_csv(file).drop(columns='time', errors='ignore').astype(float).set_index('epoch')
-    except (ValueError,KeyError) as e: raise ValueError(f"read_histories: {file} is not a table of numbers with a column epoch ({type(e).__name__}: {e}).") from e
+    except (ValueError,KeyError) as e:
+        raise ValueError(
+            f"read_histories: {file} is not a table of numbers with a column epoch ({type(e).__name__}: {e}).") from e
 
 # %% ../nbs/10_analysis.ipynb #9b93a506
 def read_histories(
     *runs, # folders of one or more runs that belong together, such as those of several seeds
 )->dict:   # for each quantity that all runs have, a tensor (runs, epochs), NaN where a run has ended
-    "Read the history.csv of runs; raises `FileNotFoundError` where one is missing, `ValueError` where one is damaged or none is asked for"
+    """Read the history.csv of runs. Raises `FileNotFoundError` where one is missing,
+    `ValueError` where one is damaged or none is asked for"""
     if not runs: raise ValueError("read_histories: name at least one run's folder.")
     table = pd.concat([_history(r) for r in runs], keys=range(len(runs)), join='inner')
     return {name: torch.tensor(table[name].unstack().to_numpy()) for name in table}
@@ -227,7 +273,9 @@ def band(
 )->Band:           # mean, smallest and largest value at each epoch; NaN where no run has one
     "Mean and range of a quantity over runs, those without a value left out"
     missing = values.isnan()
-    low,high = (getattr(values.masked_fill(missing, sign*torch.inf), f)(0).masked_fill(missing.all(0), torch.nan) for sign,f in ((1,'amin'),(-1,'amax')))
+    low = values.masked_fill(missing, torch.inf).amin(0)
+    high = values.masked_fill(missing, -torch.inf).amax(0)
+    low,high = (v.masked_fill(missing.all(0), torch.nan) for v in (low,high))
     return Band(values.nanmean(0), low, high)
 
 # %% ../nbs/10_analysis.ipynb #ef66d77c
@@ -237,9 +285,11 @@ def show_curves(
     axs=None,       # matplotlib axes, one for each quantity; a row of new ones if None
     mark:float=None,# epoch at which to draw a vertical line, such as the end of annealing (Fig. 12); none if None
 ): # the axes, an array
-    "Draw quantities against epochs, a line for the mean of runs and a band from the smallest to the largest value (paper, Fig. 12)"
+    "Draw quantities against epochs, a line for the mean of runs and a band for their range (paper, Fig. 12)"
     names = names or dict(bpd='ELBO, bits/dim', rate='rate: latent variables', distortion='distortion: pixels')
-    if axs is None: axs = plt.subplots(1, len(names), figsize=(3*len(names), 2.7), layout='constrained', squeeze=False)[1][0]
+    if axs is None:
+        size = 3*len(names),2.7
+        axs = plt.subplots(1, len(names), figsize=size, layout='constrained', squeeze=False)[1][0]
     for ax,(name,title) in zip(axs, names.items()):
         for label,h in histories.items(): _curve(ax, h[name], label)
         if mark is not None: ax.axvline(mark, c='.5', lw=1, ls=':')
@@ -258,7 +308,7 @@ def _curve(ax, values, label):
 # %% ../nbs/10_analysis.ipynb #1e620533
 class BlockBits(NamedTuple):
     "What each block costs, in bits/dim of the image"
-    mean:Tensor   # mean over images: one value for each block, top first, and last the pixels (distortion); (n_blocks+1,) in double precision
+    mean:Tensor   # mean over images of each block, top first, and last of the pixels; (n_blocks+1,) in double precision
     error:Tensor  # standard error of the mean, (n_blocks+1,); NaN for one image
     sizes:list    # (H, W) of each block's map, and last of the image
 
@@ -270,12 +320,13 @@ def block_bits(
 )->BlockBits:     # mean, standard error and map size for each block; the means add up to the negative ELBO
     "Divergence of each block and distortion, in bits/dim; raises `ValueError` where `dl` has no images"
     parts = []
-    with _at_rest(model, seed), torch.random.fork_rng():
+    with at_rest(model, seed), torch.random.fork_rng():
         torch.manual_seed(seed)                                         # scoring draws from the global generator
         for x,*_ in progress_bar(dl, leave=False, display=len(dl)>100):
             out = model(x)
             parts.append(bits_per_dim(torch.cat([out.kl, -out.log_px[:,None]], 1).cpu().double(), x))
-    if not parts: raise ValueError("block_bits: `dl` has no images. Was every one dropped with an incomplete last batch?")
+    if not parts:
+        raise ValueError("block_bits: `dl` has no images. Was every one dropped with an incomplete last batch?")
     parts = torch.cat(parts)                                            # (images, n_blocks+1)
     return BlockBits(parts.mean(0), parts.std(0)/len(parts)**.5, [tuple(v.shape[2:]) for v in [*out.z, x]])
 
@@ -290,7 +341,8 @@ def show_bits(
     ax.barh(range(n), bits.mean[:n].numpy(), xerr=bits.error[:n].numpy(), color='tab:orange')
     ax.set_yticks(range(n), [f'block {i}: {h}×{w}' for i,(h,w) in enumerate(bits.sizes[:n])])
     ax.invert_yaxis()
-    ax.set(xlabel='bits/dim', title=f'rate {bits.mean[:n].sum():.3f} + distortion {bits.mean[n]:.3f} = {bits.mean.sum():.3f} bits/dim')
+    rate,distortion = bits.mean[:n].sum(),bits.mean[n]
+    ax.set(xlabel='bits/dim', title=f'rate {rate:.3f} + distortion {distortion:.3f} = {rate+distortion:.3f} bits/dim')
     return ax
 
 # %% ../nbs/10_analysis.ipynb #30290605
@@ -301,13 +353,18 @@ def redraw_block(
     n:int=8,      # number of images
     seed:int=0,   # of the draws
 )->Tensor:        # (n, C, H, W)
-    "Images that differ in one block's latents, all others held fixed; raises `ValueError` where `z` is not all latents of one image or there is no such `block`"
+    """Images that differ in one block's latents, all others held fixed.
+    Raises `ValueError` where `z` is not all latents of one image or there is no such `block`"""
     L = len(model.blocks)
     _check_counts('redraw_block', n=n)
-    if len(z)!=L or any(len(v)!=1 for v in z): raise ValueError(f"redraw_block: `z` must hold the {L} latent variables of one image, got {len(z)} with {[len(v) for v in z]} images. Of a batch take [v[i:i+1] for v in z].")
-    if block not in range(L): raise ValueError(f"redraw_block: `block` must be from 0, the top, to {L-1}, got {block!r}.")
+    if len(z)!=L or any(len(v)!=1 for v in z):
+        raise ValueError(
+            f"redraw_block: `z` must hold the {L} latent variables of one image, got {len(z)} with "
+            f"{[len(v) for v in z]} images. Of a batch take [v[i:i+1] for v in z].")
+    if block not in range(L):
+        raise ValueError(f"redraw_block: `block` must be from 0, the top, to {L-1}, got {block!r}.")
     z = [v.expand(n, -1, -1, -1) for v in z]
-    with _at_rest(model, seed) as g:
+    with at_rest(model, seed) as g:
         new = model._down(n, z[0].shape[2:], zs=z[:block], generator=g)[2][block]
         return model.decode([*z[:block], new, *z[block+1:]])
 
@@ -318,9 +375,12 @@ def block_variance(
     n:int=64,     # draws for each image and block
     seed:int=0,   # of the draws
 )->Tensor:        # (n_blocks, H, W), in squared units of images in [-1, 1]
-    "Variance of each pixel when one block is drawn anew and the others are held, mean over images and channels, for each block"
-    one = lambda i,l: redraw_block(model, [v[i:i+1] for v in z], l, n, seed+i).var(0).mean(0)
-    return torch.stack([torch.stack([one(i, l) for i in range(len(z[0]))]).mean(0) for l in range(len(model.blocks))])
+    "For each block, variance of each pixel when it alone is drawn anew, mean over images and channels"
+    def of_image(i, block):
+        drawn = redraw_block(model, [v[i:i+1] for v in z], block, n, seed+i)
+        return drawn.var(0).mean(0)
+    def of_block(block): return torch.stack([of_image(i, block) for i in range(len(z[0]))]).mean(0)
+    return torch.stack([of_block(block) for block in range(len(model.blocks))])
 
 # %% ../nbs/10_analysis.ipynb #dd109b17
 def show_maps(
@@ -332,12 +392,15 @@ def show_maps(
 ): # the figure
     "Draw maps side by side with one scale of colours"
     maps = maps.detach().float().cpu()
-    if fig is None: fig = plt.figure(figsize=(2.2*len(maps)+1, 2.2*maps.shape[1]/maps.shape[2]+.6), layout='constrained')
-    top,axs = maps.max().item(),fig.subplots(1, len(maps), squeeze=False)[0]
+    if fig is None:
+        size = 2.2*len(maps)+1,2.2*maps.shape[1]/maps.shape[2]+.6
+        fig = plt.figure(figsize=size, layout='constrained')
+    top = maps.max().item()
+    axs = fig.subplots(1, len(maps), squeeze=False)[0]
     scale = dict(norm=LogNorm(max(maps[maps>0].min().item(), 1e-12*top), top)) if log else dict(vmin=0, vmax=top)
     for ax,m,t in zip(axs, maps, titles):
         im = ax.imshow((m.where(m>0, torch.nan) if log else m).numpy(), cmap='Oranges', **scale)
-        ax.set_title(t); ax.set(xticks=[], yticks=[])
+        ax.set(title=t, xticks=[], yticks=[])
     fig.colorbar(im, ax=axs, label=label)
     return fig
 
@@ -348,19 +411,24 @@ def receptive_field(
     n:int=16,        # random inputs
     seed:int=0,      # of the inputs
 )->Tensor:           # (H, W): root mean square over inputs of the gradient's norm
-    "How strongly the centre of a layer's output depends on each position of its input (after paper, Fig. 2); exactly zero where it does not"
+    """How strongly the centre of a layer's output depends on each position of its input (after paper, Fig. 2);
+    exactly zero where it does not"""
     _check_counts('receptive_field', n=n)
-    with _at_rest(layer, seed) as g, torch.enable_grad():
+    with at_rest(layer, seed) as g, torch.enable_grad():
         x = torch.randn(n, *shape, generator=g, device=g.device, requires_grad=True)
         y = layer(x)
-        centre = y[:,:,y.shape[2]//2,y.shape[3]//2].sum(0)             # (C',): an image's output depends on its own input alone
-        J2 = sum(torch.autograd.grad(c, x, retain_graph=True)[0].square() for c in centre)
-    return J2.sum(1).mean(0).sqrt()
+        centre = y[:,:,y.shape[2]//2,y.shape[3]//2].sum(0)   # (C',): an image's output depends on its own input alone
+        squares = sum(torch.autograd.grad(f, x, retain_graph=True)[0].square() for f in centre)
+    return squares.sum(1).mean(0).sqrt()
 
 # %% ../nbs/10_analysis.ipynb #009f56a1
 @contextmanager
-def picture(path, width, height):
-    "Axes of a new figure of the given size in inches, which needs no screen; saved as PNG, at one stroke, when the block ends"
+def picture(
+    path,         # PNG file to write
+    width:float,  # inches
+    height:float, # inches
+):
+    "Axes of a new figure, which needs no screen; it is saved, at one stroke, when the block ends"
     fig = Figure((width, height), dpi=150, layout='constrained')
     yield fig.subplots()
     with atomic(path) as tmp: fig.savefig(tmp, format='png')
@@ -376,8 +444,9 @@ def save_samples(
     "Draw new images as one grid"
     g = torch.Generator(model.top.device).manual_seed(seed)
     x = model.sample(n, temperature, g)
-    rows,shape = -(-n//8),x.shape[2]/x.shape[3]
-    with picture(path, 8, rows*shape+.3) as ax: show_images(x, nrow=8, ax=ax, title=f'samples at temperature {temperature:g}')
+    rows = -(-n//8)
+    with picture(path, 8, rows*x.shape[2]/x.shape[3]+.3) as ax:
+        show_images(x, nrow=8, ax=ax, title=f'samples at temperature {temperature:g}')
 
 # %% ../nbs/10_analysis.ipynb #f42e804f
 def save_reconstructions(
@@ -387,22 +456,27 @@ def save_reconstructions(
 ):
     "Draw images above what is left of them after encoding and decoding"
     both = reconstructions(model, x).flatten(0,1)
-    with picture(path, len(x), 2*x.shape[2]/x.shape[3]+.3) as ax: show_images(both, nrow=len(x), ax=ax, title='above: validation images, below: their reconstructions')
-
-# %% ../nbs/10_analysis.ipynb #97ea8227
-def _curves(ax, run):
-    "ELBO, rate and distortion of a run against epochs, in one panel from zero up"
-    h,names = read_histories(run),dict(bpd='ELBO', rate='rate: latent variables', distortion='distortion: pixels')
-    ax.set_prop_cycle(color=['k','tab:orange','tab:blue'])
-    show_curves({label: dict(bits=h[k]) for k,label in names.items()}, dict(bits=''), [ax])
-    ax.set(ylabel='validation, bits/dim', ylim=(0,None))
+    title = 'above: validation images, below: their reconstructions'
+    with picture(path, len(x), 2*x.shape[2]/x.shape[3]+.3) as ax:
+        show_images(both, nrow=len(x), ax=ax, title=title)
 
 # %% ../nbs/10_analysis.ipynb #f7a35d4e
-def save_learning_curve(
-    folder, # run folder with a history.csv; learning_curve.png is written beside it
+def draw_learning_curve(
+    run, # run folder with a history
+    ax,  # matplotlib axes
 ):
-    "Draw ELBO, rate and distortion against epochs; raises as `read_histories` does"
-    with picture(Path(folder)/'learning_curve.png', 6, 3.5) as ax: _curves(ax, folder)
+    "ELBO, rate and distortion of a run against epochs, in one panel from zero up; raises as `read_histories` does"
+    history = read_histories(run)
+    names = dict(bpd='ELBO', rate='rate: latent variables', distortion='distortion: pixels')
+    ax.set_prop_cycle(color=['k','tab:orange','tab:blue'])
+    show_curves({label: dict(bits=history[k]) for k,label in names.items()}, dict(bits=''), [ax])
+    ax.set(ylabel='validation, bits/dim', ylim=(0,None))
+
+def save_learning_curve(
+    folder, # run folder with a history; the picture is written beside it
+):
+    "Draw ELBO, rate and distortion against epochs into a run's folder; raises as `read_histories` does"
+    with picture(Path(folder)/LEARNING_CURVE, 6, 3.5) as ax: draw_learning_curve(folder, ax)
 
 # %% ../nbs/10_analysis.ipynb #4f1759dc
 class SamplePictures(Callback):
@@ -413,9 +487,15 @@ class SamplePictures(Callback):
         every:int=10,         # epochs from one picture to the next
         n:int=64,             # number of images
         temperature:float=1., # factor of the prior's standard deviations
-    ): self.folder,self.every,self.n,self.temperature,self.due = Path(folder),every,n,temperature,False
+    ):
+        self.folder,self.every = Path(folder),every
+        self.n,self.temperature = n,temperature
+        self.due = False
 
-    def after_validate(self): self.due = (self.epoch+1)%self.every==0 and not rank_distrib() # not called in an epoch that is skipped
+    def after_validate(self): # not called in an epoch that is skipped
+        self.due = (self.epoch+1)%self.every==0 and not rank_distrib()
     def after_epoch(self):
-        if self.due: save_samples(self.learn.ema.average.module, self.folder/f'samples_epoch_{self.epoch+1:03d}.png', self.n, self.temperature)
+        if self.due:
+            path = self.folder/EPOCH_SAMPLES.format(epoch=self.epoch+1)
+            save_samples(self.learn.ema.average.module, path, self.n, self.temperature)
         self.due = False

@@ -5,103 +5,28 @@
 # %% auto #0
 __all__ = ['train', 'sdn_train', 'sdn_eval', 'sdn_sample', 'sdn_explore']
 
-# %% ../nbs/12_commands.ipynb #65c4cafe
-import warnings
-warnings.filterwarnings('ignore', category=FutureWarning, module='torch.jit')  # fastai's own import
-
 # %% ../nbs/12_commands.ipynb #540cae30
-import json,math,os,re,sys
+import math,os,sys
 from dataclasses import asdict,replace
 from hashlib import file_digest
 from pathlib import Path
-import fastai,torch,sdn_nb
-from fastai.torch_core import default_device,num_distrib,rank_distrib,set_seed
-from .commands import command,plain_errors
-from .vae import SDNVAE, PRESETS, preset_config
-from .saving import atomic
+import torch,sdn_nb
+from .saving import WEIGHTS
+from .vae import SDNVAE, preset_config, preset_recipe
 from .memory import training_memory
-from .data import DataInfo,_sources
-from .training import vae_learner, RunFolder, _n_processes, tensorboard_logger, wandb_logger, distribute
-from .vae import RECIPES
-from .analysis import SamplePictures,save_learning_curve,save_reconstructions,save_samples
-from .explore import serve,_dls_of
-from .evaluation import elbo_bpd,elbo_estimate,histogram_bpd,iw_bpd
-
-# %% ../nbs/12_commands.ipynb #8deedb0c
-_free = 'epochs','path','recompute','graphs','minutes','sample_every','tensorboard','wandb'
-_plain = dict(path=None, width=None, recompute=False, graphs=True, precision='fp32', accumulate=1, warmup=0., minutes=10., sample_every=10, tensorboard=False, wandb=False)
-
-def _check_settings(given):
-    "Raise a ValueError that names the option which can't be"
-    def check(name, ok, allowed):
-        if name in given and not ok(given[name]): raise ValueError(f"sdn_train: --{name} must be {allowed}, got {given[name]}.")
-    check('lr', lambda v: 0<v<float('inf'), 'a positive number')
-    for name in ('epochs','accumulate','width'): check(name, lambda v: v>=1, 'at least 1')
-    for name in ('warmup','minutes','sample_every'): check(name, lambda v: 0<=v<float('inf'), 'zero or more')
-
-# %% ../nbs/12_commands.ipynb #1d79abd6
-def _settings(dataset, given, saved=None):
-    "All settings of a run: those given, else those saved by the run that is resumed, else the preset's"
-    if dataset and Path(dataset).is_dir() and dataset not in PRESETS: dataset = str(Path(dataset).resolve())
-    given = {k:v for k,v in (dict(dataset=dataset)|given).items() if v is not None}
-    _check_settings(given)
-    if saved:
-        saved = _plain|saved
-        changed = [k for k,v in given.items() if k not in _free and v!=saved[k]]
-        if changed: raise ValueError("sdn_train: --resume goes on with the run's own settings, but " +
-            ', '.join(f'{k} was {saved[k]!r} and {given[k]!r} is asked for' for k in changed) + ". Leave them out, or start another run with --out.")
-        return saved|given
-    name = given.get('dataset', given.get('preset') if given.get('preset') in _sources else 'digits')
-    preset = given.get('preset', name if name in PRESETS else 'photos')
-    preset_config(preset)                                                     # a wrong name is refused here
-    recipe = RECIPES[preset]
-    return dict(dataset=name, preset=preset, epochs=recipe.epochs, bs=recipe.bs, lr=recipe.lr, ema=recipe.ema, seed=0, sdn=True, size=None) | _plain | given
-
-# %% ../nbs/12_commands.ipynb #07759613
-_files = 'config.json','model.safetensors','history.csv','checkpoint.pt','evaluation.json','samples.png','reconstructions.png','learning_curve.png'
-
-def _is_ours(name):
-    "Whether a run writes a file of this name, or a killed run may have left it"
-    name = re.sub(r'^\.(.*)\.tmp$', r'\1', name)
-    return name in _files or re.fullmatch(r'samples_epoch_\d+\.png|iw_(valid|test)_k\d+_seed\d+\.jsonl', name) is not None
-
-def _ours(run):
-    "Names of the files of a run in its folder, those of TensorBoard included"
-    return tuple(p.relative_to(run).as_posix() for p in run.glob('*') if _is_ours(p.name)) + tuple(p.relative_to(run).as_posix() for p in run.glob('tensorboard/events.out.*'))
-
-def _check_folder(run, resume, overwrite):
-    "Raise where the run's folder may not be used as asked"
-    if resume and overwrite: raise ValueError("sdn_train: --resume and --overwrite exclude each other; choose one.")
-    if resume and not (run/'checkpoint.pt').exists(): raise FileNotFoundError(f"sdn_train: nothing to resume, {run} has no checkpoint.pt. Name the run's folder with --out, or leave --resume out.")
-    there = next(p for p in (run,*run.absolute().parents) if p.exists())
-    if not there.is_dir(): raise FileExistsError(f"sdn_train: {there} exists and is not a run but a file. Choose another folder with --out.")
-    if resume or there!=run or not any(run.iterdir()): return
-    if not (run/'config.json').exists() and not all(_is_ours(p.name) or p.name=='tensorboard' for p in run.iterdir()): raise FileExistsError(f"sdn_train: {run} exists and is not a run. Choose another folder with --out.")
-    if not overwrite: raise FileExistsError(f"sdn_train: {run} holds a run already. Go on with --resume, replace it with --overwrite, or choose another folder with --out.")
-
-# %% ../nbs/12_commands.ipynb #3041f1da
-def _saved(run):
-    "The sections of a run's config.json that resuming and judging need"
-    try:
-        config = json.loads((run/'config.json').read_text())
-        return config['training'],config['data']
-    except (ValueError,KeyError,TypeError,OSError) as e: raise ValueError(f"{run/'config.json'} is not that of a run of sdn_train ({type(e).__name__}: {e}).") from e
-
-def _check_data(info, saved):
-    "Raise where the images are not those that the run began with"
-    try: was = asdict(DataInfo(**saved))                                # a field that came later has its default
-    except TypeError as e: raise ValueError(f"the run's config.json does not say which images it was trained on ({e}).") from e
-    changed = [k for k,v in asdict(info).items() if v!=was[k]]
-    if changed: raise ValueError(f"the images of {info.name} have changed since the run began ({', '.join(changed)}). A run goes on with the images that it began with, and is judged by them. Put them back, or begin another run.")
-
-# %% ../nbs/12_commands.ipynb #f9a1adb4
-def _check_apart(run, dataset):
-    "Raise where the run's folder lies in the folder of images"
-    if Path(dataset).is_dir() and Path(dataset).resolve() in run.resolve().parents: raise ValueError(f"sdn_train: the run's folder {run} lies in the folder of images, where its pictures would be taken for images. Choose another folder with --out.")
+from .runs import PICTURES, SAMPLES, RECONSTRUCTIONS, TENSORBOARD, PRICES, DRAWN, Settings
+from .runs import begin, own_files, read_run, record, run_dls, write_evaluation
+from .commands import command, named_device, plain_errors
+from .training import RunFolder, distribute, tensorboard_logger, vae_learner, wandb_logger
+from .evaluation import elbo_bpd, elbo_estimate, histogram_bpd, iw_bpd
+from .analysis import SamplePictures, save_learning_curve, save_reconstructions, save_samples
+from .explore import serve
+import fastai
+from fastai.torch_core import num_distrib,rank_distrib,set_seed
 
 # %% ../nbs/12_commands.ipynb #6450a339
-def _memory_of(device):
-    "Bytes of memory that training may take on a device; all of the machine's on a CPU, unknown (infinite) where it can't be asked"
+def _free_memory(device):
+    "Bytes of memory that training may take on a device: all there is on a CPU, infinite where it can't be asked"
     if device.type=='cuda': return torch.cuda.mem_get_info(device)[0]
     try: return os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE')
     except (AttributeError,ValueError,OSError): return math.inf
@@ -109,140 +34,121 @@ def _memory_of(device):
 # %% ../nbs/12_commands.ipynb #de9c658c
 def _memory_note(model, bs, device):
     "One line about the memory that training takes"
-    need,free,gib = training_memory(model.config),_memory_of(device),2**30
+    need,free,gib = training_memory(model.config),_free_memory(device),2**30
     total = need.weights + bs*need.per_image
-    note = f"memory: about {total/gib:.2f} GiB in single precision, {need.weights/gib:.2f} for weights and {need.per_image/gib:.3f} for each of {bs} images; {free/gib:.1f} GiB there"
+    note = (
+        f"memory: about {total/gib:.2f} GiB in single precision, {need.weights/gib:.2f} for weights"
+        f" and {need.per_image/gib:.3f} for each of {bs} images; {free/gib:.1f} GiB there")
     if total<=free or model.recompute: return note
     fits = int((free-need.weights)//need.per_image)
-    return note + (f". That will not fit: --bs {fits} --accumulate {-(-bs//fits)} does, for about the same step; --recompute takes less as well." if fits>0 else ". That will not fit at any batch size: --recompute takes less, a smaller --preset less still.")
+    if fits<=0:
+        return f"{note}. That will not fit at any batch size: --recompute takes less, a smaller --preset less still."
+    smaller = f"--bs {fits} --accumulate {-(-bs//fits)}"
+    return f"{note}. That will not fit: {smaller} does, for about the same step; --recompute takes less as well."
 
 # %% ../nbs/12_commands.ipynb #f05d110e
-def _recordable(s, device):
-    "Whether a training step can be recorded as CUDA graphs: on one GPU, without accumulation or blocks that are computed again"
-    return device.type=='cuda' and num_distrib()<=1 and s['accumulate']==1 and not s['recompute']
+def _recordable(settings, device):
+    "Can a training step be recorded as CUDA graphs? On one GPU, without accumulation or blocks that are computed again"
+    alone = device.type=='cuda' and num_distrib()<=1
+    return alone and settings.accumulate==1 and not settings.recompute
 
-def _build(s):
-    "Data, model and learner of the settings `s`"
-    set_seed(s['seed'])
-    dls = _dls_of(s, bs=s['bs'])
-    info = dls.info
-    preset = preset_config(s['preset'])
-    model = SDNVAE(replace(preset, image_size=info.image_size, channels=info.channels, levels=info.levels, sdn=s['sdn'], h=s['width'] or preset.h))
-    model.recompute = s['recompute']
-    graphs = s['graphs'] and _recordable(s, torch.device(dls.device))
-    if not rank_distrib(): print(_memory_note(model, s['bs'], torch.device(dls.device)))
-    return distribute(vae_learner(dls, model, graphs=graphs, **{k:s[k] for k in ('lr','ema','precision','accumulate','warmup')}))
+# %% ../nbs/12_commands.ipynb #e28125f5
+def _build(settings, data):
+    "Learner of the settings: images, which must be those that `data` tells of, model and callbacks"
+    set_seed(settings.seed)
+    dls = run_dls(settings, data, bs=settings.bs)
+    info,preset,device = dls.info,preset_config(settings.preset),torch.device(dls.device)
+    model = SDNVAE(replace(
+        preset, image_size=info.image_size, channels=info.channels, levels=info.levels,
+        sdn=settings.sdn, h=settings.width or preset.h))
+    model.recompute = settings.recompute
+    if not rank_distrib(): print(_memory_note(model, settings.bs, device))
+    return distribute(vae_learner(
+        dls, model, lr=settings.lr, ema=settings.ema, precision=settings.precision, accumulate=settings.accumulate,
+        warmup=settings.warmup, graphs=settings.graphs and _recordable(settings, device)))
 
 # %% ../nbs/12_commands.ipynb #027ff232
 def _judge(learn, run, temperature):
-    "Write pictures and evaluation.json; the ELBO and the histogram's price in bits/dim"
+    "Write pictures and figures; the ELBO and the histogram's price in bits/dim"
     model,dls,info = learn.model.eval(),learn.dls,learn.dls.info
-    n = min(16, info.n_valid)
-    save_samples(model, run/'samples.png', temperature=temperature)
-    save_reconstructions(model, dls.valid.one_batch()[0][:n], run/'reconstructions.png')
+    save_samples(model, run/SAMPLES, temperature=temperature)
+    save_reconstructions(model, dls.valid.one_batch()[0][:min(16, info.n_valid)], run/RECONSTRUCTIONS)
     save_learning_curve(run)
-    result = dict(elbo_bpd=elbo_bpd(model, dls.valid), histogram_bpd=histogram_bpd(dls.train.new(shuffle=False, drop_last=False), dls.valid, info.levels))
-    with atomic(run/'evaluation.json') as tmp: tmp.write_text(json.dumps(result, indent=2))
-    return result
+    training_images = dls.train.new(shuffle=False, drop_last=False)
+    elbo = elbo_bpd(model, dls.valid)
+    figures = dict(elbo_bpd=elbo, histogram_bpd=histogram_bpd(training_images, dls.valid, info.levels))
+    write_evaluation(run, figures)
+    return figures
 
 # %% ../nbs/12_commands.ipynb #efd7be05
-def _loggers(s, run):
+def _loggers(settings, run):
     "Callbacks that draw and tell while the run goes on"
-    if s['sample_every']: yield SamplePictures(run, s['sample_every'], temperature=RECIPES[s['preset']].temperature)
-    if s['tensorboard']: yield tensorboard_logger(run/'tensorboard')
-    if s['wandb'] and not rank_distrib(): yield wandb_logger(run.name, s)
+    temperature = preset_recipe(settings.preset).temperature
+    if settings.sample_every: yield SamplePictures(run, settings.sample_every, temperature=temperature)
+    if settings.tensorboard: yield tensorboard_logger(run/TENSORBOARD)
+    if settings.wandb and not rank_distrib(): yield wandb_logger(run.name, asdict(settings))
 
 # %% ../nbs/12_commands.ipynb #05f1ac1c
 def train(
-    settings:dict,       # all settings of the run, as `_settings` gives them
-    run:Path,            # the run's folder
-    overwrite:bool=False,# replace an older run when this one is first saved
-    data:dict=None,      # the images that a resumed run began with, as config.json has them
-)->dict:                 # elbo_bpd and histogram_bpd; None in all processes but the first
+    settings:Settings,    # all settings of the run
+    run:Path,             # the run's folder
+    overwrite:bool=False, # replace an older run when this one is first saved
+    data:dict=None,       # the images that a resumed run began with, as config.json has them
+)->dict:                  # elbo_bpd and histogram_bpd; None in all processes but the first
     "Train, write the run's folder and judge the model; goes on where the folder has a checkpoint"
-    learn = _build(settings)
-    if data: _check_data(learn.dls.info, data)
-    versions = dict(sdn_nb=sdn_nb.__version__, torch=torch.__version__, fastai=fastai.__version__, device=str(learn.dls.device))
-    folder = RunFolder(run, replace=_ours(run) if overwrite else (), minutes=settings['minutes'], data=asdict(learn.dls.info), training=settings, versions=versions)
+    learn = _build(settings, data)
+    device = str(learn.dls.device)
+    versions = dict(sdn_nb=sdn_nb.__version__, torch=torch.__version__, fastai=fastai.__version__, device=device)
+    folder = RunFolder(
+        run, replace=own_files(run) if overwrite else (), minutes=settings.minutes,
+        data=asdict(learn.dls.info), training=asdict(settings), versions=versions)
     learn.add_cbs([folder, *_loggers(settings, run)])
-    learn.fit_flat_cos(settings['epochs'], pct_start=.25)
-    if _n_processes()>1: torch.distributed.destroy_process_group()
-    return None if rank_distrib() else _judge(learn, run, RECIPES[settings['preset']].temperature)
+    learn.fit_flat_cos(settings.epochs, pct_start=.25)
+    if num_distrib()>1: torch.distributed.destroy_process_group()
+    return None if rank_distrib() else _judge(learn, run, preset_recipe(settings.preset).temperature)
 
 # %% ../nbs/12_commands.ipynb #cc11deee
-@command('dataset')
+@command('dataset', settings=Settings)
 def sdn_train(
-    dataset:str=None,     # digits, photos, shapes3d, fashion_mnist, cifar10, imagenet32, celebahq256, or a folder of images; that of the preset's name if left out, else digits
-    preset:str=None,      # model and recipe, see SDNVAE.from_preset; that of the data set's name if left out, else photos
-    epochs:int=None,      # passes over the training images; the preset's if left out
-    bs:int=None,          # images in a batch; the preset's if left out
-    lr:float=None,        # learning rate; the preset's if left out
-    path:str=None,        # folder with the files of a named data set; the usual places if left out
-    size:int=None,        # resize and crop the images of a folder to this many pixels a side
-    seed:int=None,        # of the first weights, the order of images and the noise; 0 if left out
-    sdn:bool=True,        # plain convolutions instead of ResSDN layers
-    width:int=None,       # features of the state; the preset's if left out
     fp16:bool=False,      # compute products in half precision, with a scaled loss
     bf16:bool=False,      # compute products in half precision of the other kind, which needs no scale
-    accumulate:int=None,  # batches whose gradients are added up for one step, 1 if left out
-    warmup:float=None,    # steps over which the learning rate rises, or below 1 a share of all; 0 if left out
-    minutes:float=None,   # time between two checkpoints in the middle of an epoch, 10 if left out
-    sample_every:int=None,# epochs from one picture of samples to the next, 10 if left out; 0 for none
-    recompute:bool=False, # compute each block again on the way back, to save memory for about a third more time
-    graphs:bool=True,     # on one GPU, do not record a training step as CUDA graphs and replay it
-    tensorboard:bool=False,# write curves for TensorBoard into the run's folder
-    wandb:bool=False,     # send curves to Weights & Biases
     out:str=None,         # folder of the run; runs/NAME if left out
     resume:bool=False,    # go on with an interrupted run
     overwrite:bool=False, # replace an existing run
+    **settings            # fields of `Settings` that are given
 ):
     "Train an SDN-VAE. The run's folder gets config.json, model.safetensors, history.csv, checkpoint.pt and pictures."
-    run = Path(out or f'runs/{Path(dataset or preset or "digits").resolve().name}')
+    given = {k: v for k,v in settings.items() if v is not None}
+    name = given.get('dataset') or given.get('preset') or 'digits'
+    run = Path(out or f'runs/{Path(name).resolve().name}')
     with plain_errors(run):
-        _check_folder(run, resume, overwrite)
-        saved,data = _saved(run) if resume else (None,None)
         if fp16 and bf16: raise ValueError("sdn_train: --fp16 and --bf16 exclude each other; choose one.")
-        s = _settings(dataset, dict(preset=preset, epochs=epochs, bs=bs, lr=lr, path=path and str(Path(path).resolve()), size=size, seed=seed, recompute=recompute or None, graphs=None if graphs else False, sdn=None if sdn else False, width=width, precision='fp16' if fp16 else 'bf16' if bf16 else None,
-            accumulate=accumulate, warmup=warmup, minutes=minutes, sample_every=sample_every, tensorboard=tensorboard or None, wandb=wandb or None), saved)
-        _check_apart(run, s['dataset'])
-        result = train(s, run, overwrite, data)
-    if not result: return                                               # another process judges
-    print(f"validation ELBO      {result['elbo_bpd']:.3f} bits/dim\nhistogram per pixel  {result['histogram_bpd']:.3f} bits/dim, fitted on the same training images")
-    print('pictures            ', *[f'{run}/{f}' for f in _files if f.endswith('.png')])
-
-# %% ../nbs/12_commands.ipynb #11b6063f
-def _device(name):
-    "The device of a name, or fastai's choice; a ValueError where there is none"
-    try: return torch.empty(0, device=name or default_device()).device
-    except (RuntimeError,AssertionError) as e: raise ValueError(f"sdn_eval: --device {name} can't be used here ({str(e).splitlines()[0]}). Leave it out, or give cpu.") from e
+        if fp16 or bf16: given['precision'] = 'fp16' if fp16 else 'bf16'
+        all_settings,data = begin(run, resume, overwrite, **given)
+        figures = train(all_settings, run, overwrite, data)
+    if not figures: return                                              # another process judges
+    print(f"validation ELBO      {figures['elbo_bpd']:.3f} bits/dim")
+    print(f"histogram per pixel  {figures['histogram_bpd']:.3f} bits/dim, fitted on the same training images")
+    print('pictures            ', *(f'{run}/{f}' for f in PICTURES))
 
 # %% ../nbs/12_commands.ipynb #d97fcfcd
 def _judged_by(run, split, device):
     "The images of a part of the run's data set, its batch, and what identifies model and images"
-    s,data = _saved(run)
-    dls = _dls_of(s, bs=s['bs'], device=device)
-    _check_data(dls.info, data)
-    dl = dls.valid if split=='valid' else getattr(dls, 'test', None)
-    if dl is None: raise ValueError(f"sdn_eval: {dls.info.name} has no test part. Judge by the validation images, --split valid.")
-    with open(run/'model.safetensors', 'rb') as f: model = file_digest(f, 'sha256').hexdigest()
-    return dl, s['bs'], dict(model=model, data=dls.info.sha256, split=split, version=sdn_nb.__version__)
-
-# %% ../nbs/12_commands.ipynb #598bec48
-def _record(run, split, name, estimate, seed):
-    "Put a figure into the run's evaluation.json, and leave what else is there"
-    file,e = run/'evaluation.json',estimate
-    try: was = json.loads(file.read_text()) if file.exists() else {}
-    except ValueError as err: raise ValueError(f"sdn_eval: {file} is damaged ({err}). Remove it.") from err
-    was.setdefault(split, {})[name] = dict(bpd=e.bpd, stderr=e.stderr if e.n>1 else None, n=e.n, samples=e.samples, seed=seed)
-    with atomic(file) as tmp: tmp.write_text(json.dumps(was, indent=2))
+    settings,data = read_run(run)
+    dls = run_dls(settings, data, bs=settings.bs, device=device)
+    dl = dls.valid if split=='valid' else dls.test
+    if dl is None:
+        raise ValueError(
+            f"sdn_eval: {dls.info.name} has no test part. Judge by the validation images, --split valid.")
+    with open(run/WEIGHTS, 'rb') as f: weights = file_digest(f, 'sha256').hexdigest()
+    return dl,settings.bs,dict(model=weights, data=dls.info.sha256, split=split, version=sdn_nb.__version__)
 
 # %% ../nbs/12_commands.ipynb #624b669d
-def _check_eval(samples, split, seed, bs):
-    "Raise a ValueError that names the option which can't be"
-    if split not in ('valid','test'): raise ValueError(f"sdn_eval: --split must be valid or test, got {split}.")
-    for name,v in (('samples',samples),('bs',bs)):
-        if v is not None and v<1: raise ValueError(f"sdn_eval: --{name} must be at least 1, got {v}.")
-    if not 0<=seed<2**63: raise ValueError(f"sdn_eval: --seed must be from 0 to 2**63-1, got {seed}.")
+def _check_numbers(name, seed, **counts):
+    "Raise a ValueError that names the option which can't be; a count that is None is left out"
+    for option,n in counts.items():
+        if n is not None and n<1: raise ValueError(f"{name}: --{option} must be at least 1, got {n}.")
+    if not 0<=seed<2**63: raise ValueError(f"{name}: --seed must be from 0 to 2**63-1, got {seed}.")
 
 # %% ../nbs/12_commands.ipynb #9fe37039
 def _evaluate(run, samples, split, seed, bs, device):
@@ -250,27 +156,32 @@ def _evaluate(run, samples, split, seed, bs, device):
     model = SDNVAE.from_pretrained(run, device)
     dl,batch,identity = _judged_by(run, split, device)
     elbo = elbo_estimate(model, dl, seed)
-    _record(run, split, 'elbo', elbo, seed)
-    print(f"{dict(valid='validation', test='test')[split]+' images':24}{elbo.n}\n{'ELBO':24}{elbo}", flush=True)
+    record(run, split, 'elbo', elbo, seed)
+    images = f"{dict(valid='validation', test='test')[split]} images"
+    print(f"{images:24}{elbo.n}\n{'ELBO':24}{elbo}", flush=True)
     if not samples: return
-    iw = iw_bpd(model, dl, samples, seed, bs or 8*batch, run/f'iw_{split}_k{samples}_seed{seed}.jsonl', identity)
-    _record(run, split, f'iw_{samples}', iw, seed)
+    finished = run/PRICES.format(split=split, samples=samples, seed=seed)
+    iw = iw_bpd(model, dl, samples, seed, bs or 8*batch, finished, identity)
+    record(run, split, f'iw_{samples}', iw, seed)
     print(f"{'importance-weighted':24}{iw}, {samples} samples")
 
 # %% ../nbs/12_commands.ipynb #6e8cc59d
 @command('run')
 def sdn_eval(
     run:str,            # folder of a run of sdn_train
-    samples:int=None,   # compute the importance-weighted likelihood too, with so many samples of each image; the paper's figures have 1024
+    # compute the importance-weighted likelihood too, with so many samples of each image; the paper's figures have 1024
+    samples:int=None,
     split:str='valid',  # images to judge by, valid or test; valid if left out
     seed:int=0,         # of the samples, 0 if left out
     bs:int=None,        # how many samples are scored at once; eight times the run's batch if left out
     device:str=None,    # cpu, cuda or another; a GPU where there is one, if left out
 ):
-    "Judge a trained model by images that it was not trained on, in bits/dim. Figures go into the run's evaluation.json; finished images are kept, and the same command goes on after an interruption."
+    """Judge a trained model by images that it was not trained on, in bits/dim.
+    Figures go into the run's evaluation.json; finished images are kept, and the same command goes on if interrupted."""
     with plain_errors():
-        _check_eval(samples, split, seed, bs)
-        try: _evaluate(Path(run), samples, split, seed, bs, _device(device))
+        if split not in ('valid','test'): raise ValueError(f"sdn_eval: --split must be valid or test, got {split}.")
+        _check_numbers('sdn_eval', seed, samples=samples, bs=bs)
+        try: _evaluate(Path(run), samples, split, seed, bs, named_device(device, 'sdn_eval'))
         except KeyboardInterrupt: sys.exit('\nstopped; the same command goes on where it stopped')
 
 # %% ../nbs/12_commands.ipynb #0ca49802
@@ -284,17 +195,19 @@ def sdn_sample(
 ):
     "Draw new images from a trained model as one grid."
     with plain_errors():
-        if n<1: raise ValueError(f"sdn_sample: --n must be at least 1, got {n}.")
-        if not 0<=seed<2**63: raise ValueError(f"sdn_sample: --seed must be from 0 to 2**63-1, got {seed}.")
-        path = Path(out or f'{run}/samples_n{n}_t{temperature:g}_seed{seed}.png')
-        if out and not path.parent.is_dir(): raise FileNotFoundError(f"sdn_sample: --out is {out}, but there is no folder {path.parent}. Make it, or choose another.")
+        _check_numbers('sdn_sample', seed, n=n)
+        path = Path(out or Path(run)/DRAWN.format(n=n, temperature=temperature, seed=seed))
+        if out and not path.parent.is_dir():
+            raise FileNotFoundError(
+                f"sdn_sample: --out is {out}, but there is no folder {path.parent}. Make it, or choose another.")
         save_samples(SDNVAE.from_pretrained(run), path, n, temperature, seed)
     print(path)
 
 # %% ../nbs/12_commands.ipynb #953a09f3
 @command('run')
 def sdn_explore(
-    run:str='digits',     # folder of a run, one written by save_pretrained, or the name of a model of the package; digits if left out
+    # folder of a run, one written by save_pretrained, or the name of a model of the package; digits if left out
+    run:str='digits',
     port:int=8866,        # port on this machine, 8866 if left out; a later one where it is taken
     browser:bool=True,    # print the address, and open no browser
 ):

@@ -11,10 +11,12 @@ from matplotlib.axes import Axes
 # %% ../nbs/engine/diagrams.ipynb #78960586
 def _arrow(ax, start, end, label=''):
     "Arrow between two drawn boxes"
-    ax.annotate('', xy=(.5,.5), xycoords=end, xytext=(.5,.5), textcoords=start, zorder=3,
-                arrowprops=dict(arrowstyle='-|>', color='.25', patchA=start.get_bbox_patch(), patchB=end.get_bbox_patch(), shrinkA=1, shrinkB=1))
+    patches = dict(patchA=start.get_bbox_patch(), patchB=end.get_bbox_patch())
+    style = dict(arrowstyle='-|>', color='.25', shrinkA=1, shrinkB=1)
+    ax.annotate('', xy=(.5,.5), xycoords=end, xytext=(.5,.5), textcoords=start, zorder=3, arrowprops=style|patches)
     (x0,y0),(x1,y1) = start.get_position(),end.get_position()
-    if label: ax.text((x0+x1)/2, (y0+y1)/2, label, ha='center', va='center', fontsize=8, bbox=dict(fc='white', ec='none', pad=.8))
+    box = dict(fc='white', ec='none', pad=.8)
+    if label: ax.text((x0+x1)/2, (y0+y1)/2, label, ha='center', va='center', fontsize=8, bbox=box)
 
 # %% ../nbs/engine/diagrams.ipynb #d8c07bcd
 def draw_blocks(
@@ -25,7 +27,8 @@ def draw_blocks(
     "Draw labelled boxes and the arrows between them; raises `KeyError` where an arrow names no box"
     drawn = {}
     for name,(x,y,label,*colour) in boxes.items():
-        style = dict(boxstyle='round,pad=.45', fc=colour[0] if colour else 'white', ec='.25' if colour else 'none', lw=.8)
+        fc,ec = (colour[0],'.25') if colour else ('white','none')
+        style = dict(boxstyle='round,pad=.45', fc=fc, ec=ec, lw=.8)
         drawn[name] = ax.text(x, y, label, ha='center', va='center', bbox=style, zorder=2)
     for a in arrows:
         ends,_,label = a.partition(':')

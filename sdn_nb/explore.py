@@ -6,10 +6,6 @@
 __all__ = ['Settings', 'given_images', 'variants', 'to_png', 'Pictures', 'picture', 'describe', 'file_name', 'save_png',
            'explore', 'explore_run', 'serve']
 
-# %% ../nbs/11_explore.ipynb #bbd59526
-import warnings
-warnings.filterwarnings('ignore', category=FutureWarning, module='torch.jit')  # fastai's own import
-
 # %% ../nbs/11_explore.ipynb #03386908
 import html,json,tempfile,traceback,webbrowser
 from base64 import b64encode
@@ -23,19 +19,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
-from fastcore.basics import patch
-from .vae import SDNVAE
 from .saving import atomic, model_folder
-from .data import get_dls
-from .evaluation import _at_rest
+from .vae import SDNVAE
+from .runs import read_config, read_settings, run_dls
+from .evaluation import at_rest
 from .analysis import prior_samples
+from fastcore.basics import patch
 
 # %% ../nbs/11_explore.ipynb #3c13d7bd
 @dataclass(frozen=True)
 class Settings:
     "What a picture of the explorer is made from; raises `ValueError` for what can't be"
     temperatures:tuple # factor of the prior's standard deviations at each block, top first, L of them
-    keep:int=0         # how many blocks, from the top, keep the latents of the images: 0, free samples, to L, reconstruction
+    keep:int=0         # how many blocks, from the top, keep the images' latents: 0, free samples, to L, reconstruction
     image:int=0        # number of the first image
     other:int=0        # number of the second image
     mix:float=0.       # weight of the second image in the kept latents, 0 to 1
@@ -44,9 +40,11 @@ class Settings:
 
     def __post_init__(self):
         L = len(self.temperatures)
-        if not 0<=self.keep<=L: raise ValueError(f"Settings: `keep` must be from 0 to {L}, the number of blocks, got {self.keep}.")
-        if not 0<=self.mix<=1: raise ValueError(f"Settings: `mix` must be from 0, the first image, to 1, the second, got {self.mix}.")
-        if not 0<=self.seed<2**32: raise ValueError(f"Settings: `seed` must be from 0 to 2**32-1, got {self.seed}.")
+        def check(name, ok, allowed):
+            if not ok: raise ValueError(f"Settings: `{name}` must be from {allowed}, got {getattr(self, name)}.")
+        check('keep', 0<=self.keep<=L, f'0 to {L}, the number of blocks')
+        check('mix', 0<=self.mix<=1, '0, the first image, to 1, the second')
+        check('seed', 0<=self.seed<2**32, '0 to 2**32-1')
 
 # %% ../nbs/11_explore.ipynb #94a88bb2
 def given_images(
@@ -55,12 +53,16 @@ def given_images(
     dls=None,     # DataLoaders of get_dls, whose validation images are numbered from 0; not needed where s.drawn
 )->Tensor:        # first and second image, (2, C, H, W) in [-1, 1], on the model's device
     "The two images of the settings; raises `ValueError` where there is no such image"
-    if s.drawn: return torch.cat([prior_samples(model, 1, seed=i)[0] for i in (s.image,s.other)])
-    if dls is None: raise ValueError("given_images: there are no validation images without `dls`. Give them, or take samples: drawn=True.")
+    both = [s.image,s.other]
+    if s.drawn: return torch.cat([prior_samples(model, 1, seed=i)[0] for i in both])
+    if dls is None:
+        raise ValueError(
+            "given_images: there are no validation images without `dls`. Give them, or take samples: drawn=True.")
     dl,n = dls.valid,len(dls.valid.dataset)
-    for i in (s.image,s.other):
+    for i in both:
         if not 0<=i<n: raise ValueError(f"given_images: validation images are numbered from 0 to {n-1}, got {i}.")
-    return dl.after_batch(dl.do_batch([s.image,s.other]))[0].to(next(model.parameters()).device)
+    x,_ = dl.after_batch(dl.do_batch(both))
+    return x.to(next(model.parameters()).device)
 
 # %% ../nbs/11_explore.ipynb #a005efbf
 def variants(
@@ -69,12 +71,14 @@ def variants(
     s:Settings,   # what is kept, mixed and drawn
     n:int=9,      # number of pictures; they differ in the noise below the kept blocks
 )->Tensor:        # (n, C, H, W) in [-1, 1]
-    "Pictures that share the kept latents (paper, Fig. 5, 6, 10 and 11, by one rule); raises `ValueError` for settings or images that are not of this model"
+    """Pictures that share the kept latents (paper, Fig. 5, 6, 10 and 11, by one rule).
+    Raises `ValueError` for settings or images that are not of this model."""
     if not s.keep: return prior_samples(model, n, [s.temperatures], s.seed)[0]
-    with _at_rest(model, s.seed) as g: z1 = model.encode(x[1:], g)
-    with _at_rest(model, s.seed) as g:
-        z = [torch.lerp(a, b, s.mix) for a,b in zip(model.encode(x[:1], g)[:s.keep], z1)]
-        return model.decode([v.expand(n, -1, -1, -1) for v in z], s.temperatures, g)
+    with at_rest(model, s.seed) as g: z1 = model.encode(x[1:], g)
+    with at_rest(model, s.seed) as g:
+        z0 = model.encode(x[:1], g)
+        z = [torch.lerp(a, b, s.mix).expand(n, -1, -1, -1) for a,b in zip(z0[:s.keep], z1)]
+        return model.decode(z, s.temperatures, g)
 
 # %% ../nbs/11_explore.ipynb #dac563fc
 def to_png(
@@ -83,14 +87,15 @@ def to_png(
     px:int=420, # longer side of the picture in pixels, at most, where the images themselves are not larger
 )->bytes:       # a PNG file
     "Images as one enlarged grid; raises `ValueError` where a value is not finite"
-    if not x.isfinite().all(): raise ValueError("to_png: the images have values that are not finite. Are the model's weights?")
-    p = max(1, x.shape[-1]//32)
-    grid = make_grid(x.detach().float().cpu().clamp(-1, 1)/2 + .5, nrow, p, pad_value=1)
-    if len(x)>1: grid = grid[:,p:-p,p:-p]                               # no frame, only gaps
+    if not x.isfinite().all():
+        raise ValueError("to_png: the images have values that are not finite. Are the model's weights?")
+    gap = max(1, x.shape[-1]//32)
+    grid = make_grid(x.detach().float().cpu().clamp(-1, 1)/2 + .5, nrow, gap, pad_value=1)
+    if len(x)>1: grid = grid[:,gap:-gap,gap:-gap]                       # no frame, only gaps
     k = max(1, px//max(grid.shape[1:]))
-    a = (grid*255).round().byte().repeat_interleave(k, 1).repeat_interleave(k, 2)
-    Image.fromarray(a.permute(1,2,0).numpy()).save(f := BytesIO(), 'PNG')
-    return f.getvalue()
+    pixels = (grid*255).round().byte().repeat_interleave(k, 1).repeat_interleave(k, 2)
+    Image.fromarray(pixels.permute(1,2,0).numpy()).save(file := BytesIO(), 'PNG')
+    return file.getvalue()
 
 # %% ../nbs/11_explore.ipynb #1ea7bfcf
 class Pictures(NamedTuple):
@@ -110,24 +115,23 @@ def picture(
     return Pictures(to_png(x, 2, 210), to_png(variants(model, x, s, n), int(n**.5)))
 
 # %% ../nbs/11_explore.ipynb #8e505b0f
-def _temperatures(s, sep):
-    "Temperatures of the blocks that are drawn; one where they are alike"
+def _join_temperatures(s, sep):
+    "Temperatures of the blocks that are drawn, as text; one where they are alike"
     t = [f'{t:g}' for t in s.temperatures[s.keep:]]
     return sep.join(t[:1] if len(set(t))==1 else t)
-
-# %% ../nbs/11_explore.ipynb #3d65d8c6
-def _span(i, j): return f'block {i}' if j==i+1 else f'blocks {i} to {j-1}'
 
 # %% ../nbs/11_explore.ipynb #6f995e31
 def describe(
     s:Settings, # state of the controls
 )->str:         # one sentence
     "Say where each block's latents come from"
+    def blocks(i, j): return f'block {i}' if j==i+1 else f'blocks {i} to {j-1}'
     L,kind = len(s.temperatures),'sample' if s.drawn else 'validation image'
-    what = f'{kind} {s.image}' if not s.mix else f'{1-s.mix:.0%} of {kind} {s.image} and {s.mix:.0%} of {kind} {s.other}'
-    kept = [f'{_span(0, s.keep)} from {what}'] if s.keep else []
-    drawn = [f'{_span(s.keep, L)} drawn at temperature {_temperatures(s, ", ")}'] if s.keep<L else []
-    text = '; '.join(kept+drawn)+f'; seed {s.seed}.'
+    images = f'{kind} {s.image}'
+    if s.mix: images = f'{1-s.mix:.0%} of {images} and {s.mix:.0%} of {kind} {s.other}'
+    parts = [f'{blocks(0, s.keep)} from {images}'] if s.keep else []
+    if s.keep<L: parts.append(f'{blocks(s.keep, L)} drawn at temperature {_join_temperatures(s, ", ")}')
+    text = '; '.join(parts)+f'; seed {s.seed}.'
     return text[0].upper()+text[1:]
 
 # %% ../nbs/11_explore.ipynb #42fa6d59
@@ -135,9 +139,13 @@ def file_name(
     s:Settings, # state of the controls
 )->str:         # without folder and suffix
     "A file name that holds all settings that had a part in the picture"
-    kind = 'sample' if s.drawn else 'image'
-    kept = [f'{kind}{s.image}', *([f'to{s.other}', f'mix{s.mix:g}'] if s.mix else []), f'keep{s.keep}'] if s.keep else []
-    return '_'.join(['explore', *kept, *([f'T{_temperatures(s, "-")}'] if s.keep<len(s.temperatures) else []), f'seed{s.seed}'])
+    kind,parts = 'sample' if s.drawn else 'image',['explore']
+    if s.keep:
+        parts.append(f'{kind}{s.image}')
+        if s.mix: parts += [f'to{s.other}', f'mix{s.mix:g}']
+        parts.append(f'keep{s.keep}')
+    if s.keep<len(s.temperatures): parts.append(f'T{_join_temperatures(s, "-")}')
+    return '_'.join([*parts, f'seed{s.seed}'])
 
 # %% ../nbs/11_explore.ipynb #dfda8c20
 def save_png(
@@ -159,16 +167,21 @@ def save_png(
 
 # %% ../nbs/11_explore.ipynb #207878f6
 class _Latest:
-    "Calls `f` on a thread of its own, one call at a time; each `ask` is followed by a call that begins after it. Says busy(True), busy(False)."
-    def __init__(self, f, busy=lambda b: None): self.f,self.busy,self.lock,self.asked,self.thread = f,busy,Lock(),False,None
+    "Calls `f` on a thread of its own, one call at a time; each `ask` is followed by a call that begins after it"
+    def __init__(self,
+        f,                   # what is called
+        busy=lambda now: None, # told True when the thread begins to work, False when it rests
+    ):
+        self.f,self.busy = f,busy
+        self.lock,self.asked,self.thread = Lock(),False,None
 
     def ask(self):
         "Return at once"
         with self.lock:
             self.asked = True
-            if not self.thread:
-                self.thread = Thread(target=self._run, daemon=True)
-                self.thread.start()
+            if self.thread: return
+            self.thread = Thread(target=self._run, daemon=True)
+            self.thread.start()
 
     def wait(self):
         "Return when nothing is asked any more"
@@ -186,70 +199,103 @@ def _take(self:_Latest):
     "Whether something is asked; if not, this thread is over, and the next `ask` starts another"
     with self.lock:
         asked,self.asked = self.asked,False
-        if not asked: self.thread = self.busy(False)
+        if not asked:
+            self.busy(False)
+            self.thread = None
     return asked
 
 # %% ../nbs/11_explore.ipynb #e5c57af8
 def _widgets():
     "The module ipywidgets; raises `ImportError` with the command that installs it"
     try: import ipywidgets
-    except ImportError as e: raise ImportError('explore: ipywidgets is missing. Install it by: pip install "sdn_nb[explore]"') from e
+    except ImportError as e:
+        raise ImportError('explore: ipywidgets is missing. Install it by: pip install "sdn_nb[explore]"') from e
     return ipywidgets
 
 # %% ../nbs/11_explore.ipynb #a5872c63
 class _App:
     "Controls and pictures, in `box`, and what happens when a control moves"
     def __init__(self, model, dls, folder, n, note):
-        self.model,self.dls,self.folder,self.n,self.note,self.shown = model,dls,Path(folder),n,note,None
-        self._make_controls(); self._make_outputs()
+        self.model,self.dls,self.folder,self.n,self.note = model,dls,Path(folder),n,note
+        self.shown = None                                               # settings and PNG of the picture that is seen
+        self._make_controls()
+        self._make_outputs()
         self.box = self._arrange()
         self.worker = _Latest(self.show, self.show_busy)
         self._wire()
-        self._enable(); self.show(); self.show_busy(False)
+        self._enable()
+        self.show()
+        self.show_busy(False)
 
 # %% ../nbs/11_explore.ipynb #6d43203b
 @patch
 def _make_controls(self:_App):
-    W,n_valid = _widgets(),len(self.dls.valid.dataset) if self.dls else 0
-    with _at_rest(self.model, 0) as g: sizes = [v.shape[2:] for v in self.model._down(1, self.model._top_size(), generator=g)[2]]
-    self.n_images = {False:n_valid, True:100}
-    look = lambda text: dict(description=text, style=dict(description_width='110px'), layout=W.Layout(width='auto'))
-    warm = lambda text: W.FloatSlider(1., min=0, max=1.5, step=.05, **look(text))
-    self.drawn = W.Dropdown(options=([('the validation set',False)] if n_valid else [])+[('samples of the model',True)], **look('images from'))
-    self.image,self.other = (W.IntSlider(i, max=self.n_images[self.drawn.value]-1, **look(text)) for i,text in enumerate(('first image','second image')))
-    self.mix = W.FloatSlider(0., max=1, step=.05, **look('first to second'))
-    self.keep = W.IntSlider(len(sizes)//2, max=len(sizes), **look('blocks kept'))
-    self.all,self.blocks = warm('all blocks'),[warm(f'block {i}, {h}×{w}') for i,(h,w) in enumerate(sizes)]
-    self.seed = W.IntText(0, **look('seed'))
-    self.resample,self.save = W.Button(description='resample', icon='random', tooltip='the next seed'),W.Button(description='save PNG', icon='download')
+    W,cfg = _widgets(),self.model.config
+    n_valid = len(self.dls.valid.dataset) if self.dls else 0
+    with at_rest(self.model, 0) as g:
+        blank = torch.zeros(1, cfg.channels, *cfg.image_size, device=g.device)
+        sizes = [z.shape[2:] for z in self.model.encode(blank, g)]
+    self.n_images = {False:n_valid, True:100}                           # validation images, samples to choose from
+    def control(kind, text, *value, **kw):
+        style = dict(description_width='110px')
+        return kind(*value, description=text, style=style, layout=W.Layout(width='auto'), **kw)
+    def heat(text): return control(W.FloatSlider, text, 1., min=0, max=1.5, step=.05)
+    sources = [('the validation set',False), ('samples of the model',True)]
+    self.drawn = control(W.Dropdown, 'images from', options=sources if n_valid else sources[1:])
+    last = self.n_images[self.drawn.value]-1
+    self.image = control(W.IntSlider, 'first image', 0, max=last)
+    self.other = control(W.IntSlider, 'second image', 1, max=last)
+    self.mix = control(W.FloatSlider, 'first to second', 0., max=1, step=.05)
+    self.keep = control(W.IntSlider, 'blocks kept', len(sizes)//2, max=len(sizes))
+    self.all,self.blocks = heat('all blocks'),[heat(f'block {i}, {h}×{w}') for i,(h,w) in enumerate(sizes)]
+    self.seed = control(W.IntText, 'seed', 0)
+    self.resample = W.Button(description='resample', icon='random', tooltip='the next seed')
+    self.save = W.Button(description='save PNG', icon='download')
 
 # %% ../nbs/11_explore.ipynb #7e2ec11e
 @patch
 def _make_outputs(self:_App):
     W = _widgets()
-    self.given,self.made = (W.Image(layout=W.Layout(max_width='100%', align_self='flex-start', flex='0 0 auto')) for _ in 'ab')
+    layout = lambda: W.Layout(max_width='100%', align_self='flex-start', flex='0 0 auto')
+    self.given,self.made = W.Image(layout=layout()),W.Image(layout=layout())
     self.caption,self.status,self.saved,self.error = (W.HTML() for _ in 'abcd')
 
 # %% ../nbs/11_explore.ipynb #9b326bdd
 @patch
+def _about(self:_App):
+    "What stands above the pictures: the model, and a note where there is one"
+    (h,w),info = self.model.config.image_size,getattr(self.dls, 'info', None)
+    text = f'{len(self.blocks)} blocks, {h}×{w}'
+    if info: text += f'; {html.escape(info.name)}, {self.n_images[False]} validation images'
+    note = _lines(html.escape(self.note), 'border-left:4px solid #e0a030;padding:.2em .6em')
+    return [_heading('SDN-VAE', text), *([_widgets().HTML(note)] if self.note else [])]
+
+# %% ../nbs/11_explore.ipynb #fd216c5d
+@patch
 def _arrange(self:_App):
     "All of it in one box: pictures left, controls right, one below the other where there is no room"
     W = _widgets()
-    head = lambda text,more='': W.HTML(_lines(f'<b>{text}</b> &ensp;<span style="opacity:.7">{more}</span>', 'margin:.8em 0 .4em'))
-    (h,w),info = self.model.config.image_size,getattr(self.dls, 'info', None)
-    about = f'{len(self.blocks)} blocks, {h}×{w}' + (f'; {html.escape(info.name)}, {self.n_images[False]} validation images' if info else '')
-    note = [W.HTML(_lines(html.escape(self.note), 'border-left:4px solid #e0a030;padding:.2em .6em'))] if self.note else []
-    made = W.HBox([head(f'{self.n} pictures from the model'), self.status], layout=W.Layout(width='420px', justify_content='space-between', align_items='flex-end'))
-    left = [head('SDN-VAE', about), *note, head('First and second image'), self.given, made, self.made, self.caption, self.error]
-    right = [head('Images'), self.drawn, self.image, self.other, head('Kept latents', f'0: free samples, {len(self.blocks)}: reconstruction'), self.keep, self.mix,
-        head('Temperatures', '0: no noise, 1: as trained'), self.all, *self.blocks, head('Chance'), self.seed, W.HBox([self.resample, self.save], layout=W.Layout(margin='.6em 0 0 118px')), self.saved]
-    return W.HBox([W.VBox(left, layout=W.Layout(width='440px')), W.VBox(right, layout=W.Layout(width='460px'))], layout=W.Layout(flex_flow='row wrap', align_items='flex-start', grid_gap='0 2em', padding='1em'))
+    made = W.HBox(
+        [_heading(f'{self.n} pictures from the model'), self.status],
+        layout=W.Layout(width='420px', justify_content='space-between', align_items='flex-end'))
+    buttons = W.HBox([self.resample, self.save], layout=W.Layout(margin='.6em 0 0 118px'))
+    left = [*self._about(), _heading('First and second image'), self.given, made, self.made, self.caption, self.error]
+    right = [
+        _heading('Images'), self.drawn, self.image, self.other,
+        _heading('Kept latents', f'0: free samples, {len(self.blocks)}: reconstruction'), self.keep, self.mix,
+        _heading('Temperatures', '0: no noise, 1: as trained'), self.all, *self.blocks,
+        _heading('Chance'), self.seed, buttons, self.saved]
+    columns = [W.VBox(left, layout=W.Layout(width='440px')), W.VBox(right, layout=W.Layout(width='460px'))]
+    return W.HBox(columns, layout=W.Layout(
+        flex_flow='row wrap', align_items='flex-start', grid_gap='0 2em', padding='1em'))
 
 # %% ../nbs/11_explore.ipynb #4c28a5f6
 @patch
 def settings(self:_App):
     "The state of the controls"
-    return Settings(tuple(b.value for b in self.blocks), self.keep.value, self.image.value, self.other.value, self.mix.value, self.seed.value, self.drawn.value)
+    return Settings(
+        tuple(b.value for b in self.blocks), keep=self.keep.value, image=self.image.value, other=self.other.value,
+        mix=self.mix.value, seed=self.seed.value, drawn=self.drawn.value)
 
 # %% ../nbs/11_explore.ipynb #87e0cc4d
 @patch
@@ -258,23 +304,36 @@ def show(self:_App):
     try:
         s = self.settings()
         p = picture(self.model, s, self.dls, self.n)
-        self.shown,self.given.value,self.made.value,self.caption.value,self.error.value = (s,p.made),p.given,p.made,_lines(describe(s), 'margin-top:.4em'),''
-    except Exception as e: self.shown,self.caption.value,self.error.value = None,'',_error_box(e)
+        self.shown = s,p.made
+        self.given.value,self.made.value = p
+        self.caption.value,self.error.value = _lines(describe(s), 'margin-top:.4em'),''
+    except Exception as e:
+        self.shown = None
+        self.caption.value,self.error.value = '',_error_box(e)
     for o in (self.given,self.made): o.layout.display = None if self.shown else 'none'
 
 # %% ../nbs/11_explore.ipynb #09b10613
-def _lines(text, style=''): return f'<div style="line-height:1.4;overflow-wrap:anywhere;{style}">{text}</div>'
+def _lines(text, style=''):
+    "HTML of a paragraph"
+    return f'<div style="line-height:1.4;overflow-wrap:anywhere;{style}">{text}</div>'
+
+def _heading(text, more=''):
+    "A widget with bold text and something less loud after it"
+    return _widgets().HTML(_lines(f'<b>{text}</b> &ensp;<span style="opacity:.7">{more}</span>', 'margin:.8em 0 .4em'))
 
 # %% ../nbs/11_explore.ipynb #78becfea
 def _error_box(e):
     "An error as HTML, its traceback folded away"
-    trace = ''.join(traceback.format_exception(e))
-    return _lines(f'<b>{html.escape(type(e).__name__)}</b>: <span>{html.escape(str(e))}</span><details><summary>traceback</summary><pre style="overflow:auto">{html.escape(trace)}</pre></details>', 'border:1px solid #c03030;border-left-width:5px;padding:.3em .6em')
+    kind,text,trace = (html.escape(o) for o in (type(e).__name__, str(e), ''.join(traceback.format_exception(e))))
+    folded = f'<details><summary>traceback</summary><pre style="overflow:auto">{trace}</pre></details>'
+    style = 'border:1px solid #c03030;border-left-width:5px;padding:.3em .6em'
+    return _lines(f'<b>{kind}</b>: <span>{text}</span>{folded}', style)
 
 # %% ../nbs/11_explore.ipynb #2e3da4d6
 @patch
 def show_busy(self:_App, busy):
-    text,colour = ('working …','#c06000') if busy else ('ready','#308030') if self.shown else ('error','#c03030')
+    if busy: text,colour = 'working …','#c06000'
+    else: text,colour = ('ready','#308030') if self.shown else ('error','#c03030')
     self.status.value = f'<span role="status" style="color:{colour}">● {text}</span>'
 
 # %% ../nbs/11_explore.ipynb #a50e97df
@@ -284,8 +343,11 @@ def write(self:_App, _=None):
     try:
         if not self.shown: raise ValueError("There is no picture to save.")
         s,png = self.shown
-        path,data = save_png(png, self.folder, file_name(s)),b64encode(png).decode()
-        self.saved.value = _lines(f'saved <code>{html.escape(str(path.absolute()))}</code> · <a style="text-decoration:underline" download="{html.escape(path.name)}" href="data:image/png;base64,{data}">download</a>', 'margin-left:118px')
+        path = save_png(png, self.folder, file_name(s))
+        link = f'download="{html.escape(path.name)}" href="data:image/png;base64,{b64encode(png).decode()}"'
+        where = f'saved <code>{html.escape(str(path.absolute()))}</code>'
+        text = f'{where} · <a style="text-decoration:underline" {link}>download</a>'
+        self.saved.value = _lines(text, 'margin-left:118px')
     except Exception as e: self.saved.value = _error_box(e)
 
 # %% ../nbs/11_explore.ipynb #0730ca01
@@ -299,14 +361,19 @@ def _enable(self:_App):
 # %% ../nbs/11_explore.ipynb #713441fc
 @patch
 def _wire(self:_App):
-    def moved(_): self._enable(); self.worker.ask()
-    def all_moved(_):
+    def moved(_):
+        self._enable()
+        self.worker.ask()
+    def heat_all(_):
         for b in self.blocks: b.value = self.all.value
-    def source(_):
+    def change_source(_):
         for c in (self.image,self.other): c.max = self.n_images[self.drawn.value]-1
-    self.all.observe(all_moved, 'value'); self.drawn.observe(source, 'value')
+    def next_seed(_): self.seed.value += 1
+    self.all.observe(heat_all, 'value')
+    self.drawn.observe(change_source, 'value')
     for c in (self.drawn,self.image,self.other,self.mix,self.keep,*self.blocks,self.seed): c.observe(moved, 'value')
-    self.resample.on_click(lambda _: self.seed.set_trait('value', self.seed.value+1)); self.save.on_click(self.write)
+    self.resample.on_click(next_seed)
+    self.save.on_click(self.write)
 
 # %% ../nbs/11_explore.ipynb #2a01b508
 def explore(
@@ -316,24 +383,19 @@ def explore(
     n:int=9,      # pictures that are shown at once; fewer are made faster
     note:str='',  # shown above the pictures
 ):                # an ipywidgets box; its attribute `app` has the controls
-    "The explorer, to be displayed in a notebook; raises `ImportError` with the command to run where ipywidgets is missing"
+    "The explorer, to be displayed in a notebook; raises `ImportError` where ipywidgets is missing"
     app = _App(model, dls, folder, n, note)
     app.box.app = app
     return app.box
 
-# %% ../nbs/11_explore.ipynb #30adb297
-def _dls_of(training, **kwargs):
-    "DataLoaders of the images that the settings of a run name, as config.json has them under training"
-    return get_dls(training['dataset'], seed=training['seed'], size=training['size'], path=training.get('path'), **kwargs)
-
 # %% ../nbs/11_explore.ipynb #e0efa4a9
-def _run_dls(folder):
-    "DataLoaders of the images that a run was trained with, and a note; None where they can't be had, the note says why"
-    only = 'Only samples of the model can be explored: '
-    training = json.loads((folder/'config.json').read_text()).get('training')
-    if not training: return None,only+'its config.json does not say which images it was trained with.'
-    try: return _dls_of(training, bs=1, device='cpu'),''
-    except Exception as e: return None,f'{only}its images can\'t be opened ({type(e).__name__}: {e}).'
+def _images_of(folder):
+    "DataLoaders of a run's images, and a note; None where they can't be had, the note says why"
+    config,only = read_config(folder),'Only samples of the model can be explored: '
+    if not config.get('training'):
+        return None,f'{only}its config.json does not say which images it was trained with.'
+    try: return run_dls(read_settings(config), bs=1, device='cpu'),''
+    except Exception as e: return None,f"{only}its images can't be opened ({type(e).__name__}: {e})."
 
 # %% ../nbs/11_explore.ipynb #553bded1
 def explore_run(
@@ -341,15 +403,17 @@ def explore_run(
     folder='.', # existing folder into which pictures are saved
 ):              # an ipywidgets box
     "The explorer for a saved model, on a GPU where there is one; raises as `SDNVAE.from_pretrained` does"
-    dls,note = _run_dls(model_folder(run))
-    return explore(SDNVAE.from_pretrained(run, 'cuda' if torch.cuda.is_available() else 'cpu'), dls, folder, note=note)
+    dls,note = _images_of(model_folder(run))
+    model = SDNVAE.from_pretrained(run, 'cuda' if torch.cuda.is_available() else 'cpu')
+    return explore(model, dls, folder, note=note)
 
 # %% ../nbs/11_explore.ipynb #e0fb207a
 def _voila():
     "The class of Voilà's server; raises `ImportError` with the command that installs it"
     _widgets()
     try: from voila.app import Voila
-    except ImportError as e: raise ImportError('sdn_explore: Voilà is missing. Install it by: pip install "sdn_nb[explore]"') from e
+    except ImportError as e:
+        raise ImportError('sdn_explore: Voilà is missing. Install it by: pip install "sdn_nb[explore]"') from e
     return Voila
 
 # %% ../nbs/11_explore.ipynb #dc85c0b4
@@ -366,8 +430,9 @@ def serve(
     port:int=8866,     # port on this machine, 1 to 65535; a later one where it is taken
     browser:bool=True, # open the page in a browser
 ):
-    """Show the explorer as a web page of this machine, until Ctrl-C; prints the address. Pictures are saved into the run, those of a model of the package into the working directory.
-    Raises as `SDNVAE.from_pretrained` does, and `ImportError` with the command to run where Voilà or ipywidgets is missing."""
+    """Show the explorer as a web page of this machine, until Ctrl-C; prints the address.
+    Pictures are saved into the run, those of a model of the package into the working directory. Raises as
+    `SDNVAE.from_pretrained` does, and `ImportError` with the command to run where Voilà or ipywidgets is missing."""
     if not 1<=port<2**16: raise ValueError(f"serve: `port` must be from 1 to 65535, got {port}.")
     Voila,home = _voila(),model_folder(run).absolute()
     SDNVAE.from_pretrained(home)                                        # a damaged one is refused here, not on the page
@@ -378,6 +443,8 @@ def serve(
             if browser: Thread(target=webbrowser.open, args=(self.display_url,), daemon=True).start()
 
     with tempfile.TemporaryDirectory() as tmp:
-        _write_page(page := Path(tmp)/'explorer.ipynb', home, home if Path(run).is_dir() else Path.cwd())
-        try: Server.launch_instance([str(page), f'--port={port}', '--Voila.ip=127.0.0.1', f'--Voila.root_dir={tmp}', '--Voila.auto_token=True', '--Voila.open_browser=True', '--Voila.log_level=WARN'])
+        page = Path(tmp)/'explorer.ipynb'
+        _write_page(page, home, home if Path(run).is_dir() else Path.cwd())
+        options = dict(ip='127.0.0.1', root_dir=tmp, auto_token=True, open_browser=True, log_level='WARN')
+        try: Server.launch_instance([str(page), f'--port={port}', *(f'--Voila.{k}={v}' for k,v in options.items())])
         finally: Server.clear_instance()                                # it may be started again

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
-from torch.distributions import kl_divergence
+from torch.distributions import Normal,kl_divergence
 from fastcore.basics import patch
-from .layers import ResSDN
+from .layers import ResSDN,convolution
 from .distributions import gaussian, draw, IAF
 
 # %% ../nbs/03_ladder.ipynb #fb7928c3
@@ -22,7 +22,8 @@ def gated_residual(
 )->Tensor:     # new state, (B, h, H, W)
     "Mix the state with new values by a gate (paper, Section 4 and Fig. 4b)"
     v,g = vg.chunk(2, 1)
-    return torch.lerp(x.to(v.dtype), v, torch.sigmoid(g-1))
+    gate = torch.sigmoid(g-1)
+    return torch.lerp(x.to(v.dtype), v, gate)
 
 # %% ../nbs/03_ladder.ipynb #45c8664d
 class Rung(NamedTuple):
@@ -35,23 +36,29 @@ class Rung(NamedTuple):
 class LadderBlock(nn.Module):
     "One block of the SDN-VAE, bottom-up and top-down (paper, Fig. 4)"
     def __init__(self,
-        h:int,                # features h of the state
-        z:int,                # feature maps Z of the latent variable
-        downsample:bool=False,# halve the map on the way up, double it on the way down
-        features:int=None,    # features of the ResSDN layers; none for plain convolutions
-        directions_a:tuple=(),# sweeps of the first ResSDN layer on the way down
-        directions_b:tuple=(),# sweeps of the second
-        top:bool=False,       # the uppermost block, which has no state to pass up
-        context:int=0,        # feature maps that steer the flow of an IAF posterior; 0 for a Gaussian posterior
+        h:int,                 # features h of the state
+        z:int,                 # feature maps Z of the latent variable
+        downsample:bool=False, # halve the map on the way up, double it on the way down
+        features:int=None,     # features of the ResSDN layers; none for plain convolutions
+        directions_a:tuple=(), # sweeps of the first ResSDN layer on the way down
+        directions_b:tuple=(), # sweeps of the second
+        top:bool=False,        # the uppermost block, which has no state to pass up
+        context:int=0,         # feature maps that steer the flow of an IAF posterior; 0 for a Gaussian posterior
+        layer=ResSDN,          # what makes the layers on the way down, called as `ResSDN` is
     ):
         super().__init__()
-        self.h,self.z,self.downsample,self.n_q = h,z,downsample,2*z+context
-        k = dict(kernel_size=4, stride=2, padding=1) if downsample else dict(kernel_size=3, padding=1)
-        self.up_a = nn.Conv2d(h, h+self.n_q, **k)
-        self.up_b = None if top else nn.Conv2d(h, 2*h, 3, padding=1)
+        self.h,self.z = h,z
+        self.downsample = downsample
+        self.n_q = 2*z+context                                          # channels of the posterior's parameters
+        k = dict(kernel_size=4, stride=2) if downsample else {}
+        self.up_a = convolution(h, h+self.n_q, **k)
+        self.up_b = None if top else convolution(h, 2*h)
         if features:
-            self.down_a,self.down_b = ResSDN(h, h+self.n_q+2*z, features, directions_a),ResSDN(h+z, 2*h, features, directions_b, **k, upsample=downsample)
-        else: self.down_a,self.down_b = nn.Conv2d(h, h+self.n_q+2*z, 3, padding=1),(nn.ConvTranspose2d if downsample else nn.Conv2d)(h+z, 2*h, **k)
+            self.down_a = layer(h, h+self.n_q+2*z, features, directions_a)
+            self.down_b = layer(h+z, 2*h, features, directions_b, **k, upsample=downsample)
+        else:
+            self.down_a = convolution(h, h+self.n_q+2*z)
+            self.down_b = convolution(h+z, 2*h, **k, upsample=downsample)
         self.posterior = IAF(z, context) if context else None
 
 # %% ../nbs/03_ladder.ipynb #fbc40fe2
@@ -67,8 +74,13 @@ def up(self:LadderBlock,
 
 # %% ../nbs/03_ladder.ipynb #5e5014bd
 @patch
-def _posterior(self:LadderBlock, params, p, generator, sampled):
-    "A sample of the posterior, and its divergence from the prior `p`"
+def draw_from_posterior(self:LadderBlock,
+    params:Tensor,                  # parameters of the posterior, (B, 2Z + context, H, W)
+    p:Normal,                       # the prior, over (B, Z, H, W)
+    generator:torch.Generator=None, # source of randomness; the global one if None
+    sampled:bool=False,             # divergence of the sample even where a closed form is known
+)->tuple:                           # latent variable (B, Z, H, W), divergence in nats (B,)
+    "A sample of the posterior, and what it costs"
     if self.posterior is None:
         q = gaussian(params)
         z = draw(q, generator)
@@ -77,18 +89,11 @@ def _posterior(self:LadderBlock, params, p, generator, sampled):
     else: z,log_q = self.posterior(params, generator)
     return z, log_q - p.log_prob(z).flatten(1).sum(1)
 
-# %% ../nbs/03_ladder.ipynb #0ca868d7
-@patch
-def _latent(self:LadderBlock, q_down, prior, q_up, z, temperature, generator, sampled):
-    "The latent variable and its divergence, from what is given"
-    if z is None and q_up is not None: return self._posterior(q_up+q_down, gaussian(prior), generator, sampled)
-    return draw(gaussian(prior, temperature), generator) if z is None else z, prior.new_zeros(len(prior), dtype=torch.float32)
-
 # %% ../nbs/03_ladder.ipynb #25470248
 @patch
 def down(self:LadderBlock,
     x:Tensor,                       # state from above, (B, h, H, W)
-    q_up:Tensor=None,               # posterior parameters from the way up, (B, 2Z + context, H, W); the prior is used if None
+    q_up:Tensor=None,               # posterior parameters from the way up, (B, 2Z + context, H, W); None for the prior
     z:Tensor=None,                  # latent variable to use as it is, (B, Z, H, W)
     temperature:float=1.,           # factor of the prior's standard deviations
     generator:torch.Generator=None, # source of randomness; the global one if None
@@ -96,7 +101,10 @@ def down(self:LadderBlock,
 )->Rung:                            # state for the block below, latent variable, divergence
     "Top-down pass; H and W are doubled where the block upsamples"
     h,q_down,prior = self.down_a(F.elu(x)).split([self.h, self.n_q, 2*self.z], 1)
-    z,kl = self._latent(q_down, prior, q_up, z, temperature, generator, sampled)
+    if z is None and q_up is not None: z,kl = self.draw_from_posterior(q_up+q_down, gaussian(prior), generator, sampled)
+    else:
+        if z is None: z = draw(gaussian(prior, temperature), generator)
+        kl = prior.new_zeros(len(prior), dtype=torch.float32)
     vg = self.down_b(F.elu(torch.cat([z.to(h.dtype), h], 1)))
     if self.downsample: x = F.interpolate(x, scale_factor=2.)
     return Rung(gated_residual(x, vg), z, kl)

@@ -13,14 +13,18 @@ from pathlib import Path
 def results_folder(
     start='.', # where to look, then in the folders above it
 )->Path:       # the repository's folder results
-    "Find the measured results; raises `FileNotFoundError` outside the repository, since the package does not carry them"
+    """Find the measured results; raises `FileNotFoundError` outside the repository,
+    since the package does not carry them"""
     start = Path(start).resolve()
     for p in (start,*start.parents):
         if (p/'results'/'speed_cpu.json').exists(): return p/'results'
-    raise FileNotFoundError(f"results_folder: neither {start} nor a folder above it has results/speed_cpu.json. Measured results are part of the repository, not of the package.")
+    raise FileNotFoundError(
+        f"results_folder: neither {start} nor a folder above it has results/speed_cpu.json. "
+        "Measured results are part of the repository, not of the package.")
 
 # %% ../nbs/engine/results.ipynb #8e9f1dde
-GPU_RESULTS = dict(speed='speed_cuda.json', tests='gpu/tests.json', steps='gpu/steps.json', training='gpu/fashion_mnist.json')
+GPU_RESULTS = dict(
+    speed='speed_cuda.json', tests='gpu/tests.json', steps='gpu/steps.json', training='gpu/fashion_mnist.json')
 
 def gpu_result(
     name:str,    # speed, tests, steps or training
@@ -36,7 +40,8 @@ def machine(
 )->str:          # card, driver, torch, date and commit
     "What a result was measured on"
     m = result['machine']
-    return f"{m['card']['name']}, driver {m['driver']}, torch {m['versions']['torch']}, {m['date'][:10]}, commit {m['commit'][:7]}"
+    parts = m['card']['name'], f"driver {m['driver']}", f"torch {m['versions']['torch']}", m['date'][:10]
+    return ', '.join((*parts, f"commit {m['commit'][:7]}"))
 
 # %% ../nbs/engine/results.ipynb #505d8c52
 def unmeasured(

@@ -27,11 +27,12 @@ def param_table(
     "A table with a row for each parameter of `sym`, and one for what it returns"
     docs = docments(sym, full=True)
     ret = docs.pop('return', None)
-    rows = [(_cell(k), _cell(d.anno), _cell(repr(d.default) if isinstance(d.default, str) else d.default), d.docment)
-            for k,d in docs.items() if k!='self']
+    def default(d): return _cell(repr(d.default) if isinstance(d.default, str) else d.default)
+    rows = [(_cell(k), _cell(d.anno), default(d), d.docment) for k,d in docs.items() if k!='self']
     if not any(r[-1] for r in rows): return ''
     if ret and ret.docment: rows.append(('**Returns**', _cell(ret.anno), '', ret.docment))
-    rows = [('', '**Type**', '**Default**', '**Details**'), ('-',)*4] + [(*r[:-1], (r[-1] or '').replace('|', r'\|')) for r in rows]
+    head = [('', '**Type**', '**Default**', '**Details**'), ('-',)*4]
+    rows = head + [(*r[:-1], (r[-1] or '').replace('|', r'\|')) for r in rows]
     return '\n'.join('| '+' | '.join(r)+' |' for r in rows)
 
 # %% ../nbs/engine/showdoc.ipynb #showdoc-15

@@ -1,12 +1,12 @@
 "The β-VAE: its numbers against torch's own, its sizes, its callbacks inside real training, and what it refuses."
-import json
+import json, subprocess, sys
 from dataclasses import asdict, replace
 
 import pytest, torch
 from fastai.basics import Callback, DataLoader, DataLoaders, noop
 from torch.distributions import Independent, Normal, kl_divergence
 from sdn_nb.betavae import BetaAnnealing, BetaVAE, BetaVAEConfig, beta_loss, beta_vae_learner
-from sdn_nb.layers import SDNLayer
+from sdn_nb.layers import LAYERS, ResSDN, SDNLayer
 from sdn_nb.vae import SDNVAE, VAEConfig
 
 cfg = BetaVAEConfig((16,32), channels=2, levels=9, z=3, sdn_scales=(16,), features=5)
@@ -163,6 +163,49 @@ def test_weights_of_another_model(model, tmp_path):
     model.save_pretrained(tmp_path)
     (tmp_path/'config.json').write_text(json.dumps(dict(model=asdict(replace(cfg, sdn=False)))))
     with pytest.raises(ValueError, match='model.safetensors is damaged or not of the model'): BetaVAE.from_pretrained(tmp_path)
+
+# A layer of one's own
+
+class Point(torch.nn.Module):
+    "A gated 1x1 convolution without bias"
+    def __init__(self, in_channels, out_channels, n_features, directions, kernel_size=3, stride=1, padding=1, upsample=False):
+        super().__init__()
+        self.stride,self.conv = stride,torch.nn.Conv2d(in_channels, 2*out_channels, 1, bias=False)
+    def forward(self, x):
+        a,b = self.conv(torch.nn.functional.interpolate(x, scale_factor=self.stride)).chunk(2, 1)
+        return a*b.sigmoid()
+
+@pytest.fixture
+def point(monkeypatch):
+    monkeypatch.setitem(LAYERS, 'Point', Point)
+    return Point
+
+@pytest.mark.parametrize('scales', [(16,), (4,32)], ids=str)
+def test_another_layer_in_the_decoder(point, scales, tmp_path):
+    c = replace(cfg, layer=Point, sdn_scales=scales)
+    model,x = build(c),images(c)
+    beta_loss(model(x), 2.).backward()
+    assert c.layer=='Point' and all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    kinds = lambda m: [type(l) for l in m.decoder if isinstance(l, (Point, SDNLayer, torch.nn.ConvTranspose2d))]
+    assert [k is Point for k in kinds(model)]==[k is SDNLayer for k in kinds(build(replace(c, layer='SDNLayer')))] and kinds(model).count(Point)==len(scales)
+    assert model.traverse(x, [0], [1.,2.]).shape==(4,1,2,2,16,32)
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path/'config.json').read_text())['model']['layer']=='Point'
+    assert torch.equal(BetaVAE.from_pretrained(tmp_path).decode(model.encode(x)), model.decode(model.encode(x)))
+    told = subprocess.run([sys.executable, '-c', f"from sdn_nb.betavae import BetaVAE; BetaVAE.from_pretrained({str(tmp_path)!r})"], capture_output=True, text=True)
+    assert told.returncode and "BetaVAEConfig: `layer` must be one of ResSDN, SDNLayer, or be made known first by sdn_nb.layers.register_layer('Point', what_makes_it), got 'Point'" in told.stderr
+
+def test_layers_by_name(point):
+    assert not any(isinstance(m, (Point,SDNLayer)) for m in build(replace(cfg, layer='Point', sdn=False)).modules())
+    assert sum(isinstance(m, ResSDN) for m in build(replace(cfg, layer='ResSDN')).decoder)==1
+    with pytest.raises(ValueError, match='BetaVAEConfig: `layer` must be one of'): replace(cfg, layer='Rays')
+
+def test_configurations_from_before_there_was_a_layer(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    section = json.loads((tmp_path/'config.json').read_text())['model']
+    assert section.pop('layer')=='SDNLayer'
+    (tmp_path/'config.json').write_text(json.dumps(dict(model=section)))
+    assert BetaVAE.from_pretrained(tmp_path).config==cfg
 
 # Faults
 

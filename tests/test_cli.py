@@ -9,11 +9,13 @@ import numpy as np, pytest, torch
 from PIL import Image
 from matplotlib.figure import Figure
 import sdn_nb
-from sdn_nb.cli import _curves
+from sdn_nb import runs
+from sdn_nb.analysis import draw_learning_curve
 from sdn_nb.vae import SDNVAE
 from sdn_nb.saving import model_folder
 
 FILES = {'config.json', 'model.safetensors', 'history.csv', 'checkpoint.pt', 'evaluation.json', 'samples.png', 'reconstructions.png', 'learning_curve.png'}
+assert FILES==set(runs.FILES)
 OPTIONS = dict(sdn_train='--preset --epochs --bs --lr --path --size --seed --no-sdn --width --fp16 --bf16 --accumulate --warmup --minutes --sample_every --recompute --tensorboard --wandb --out --resume --overwrite', sdn_sample='--n --temperature --seed --out', sdn_eval='--samples --split --seed --bs --device', sdn_explore='--port --no-browser')
 os.environ['PYTHONPATH'] = os.pathsep.join([str(Path(sdn_nb.__file__).parents[1]), os.environ.get('PYTHONPATH', '')])
 server = multiprocessing.get_context('forkserver')           # imports torch and fastai once for all commands
@@ -142,7 +144,7 @@ def test_folder_of_colour_images(work):
 def test_learning_curve_is_the_history():
     folder = model_folder('digits')
     rows,ax = list(csv.DictReader(open(folder/'history.csv'))),Figure().subplots()
-    _curves(ax, folder)
+    draw_learning_curve(folder, ax)
     assert [t.get_text() for t in ax.get_legend().get_texts()]==['ELBO','rate: latent variables','distortion: pixels'] and ax.get_ylim()[0]==0
     for line,name,colour in zip(ax.lines, ('bpd','rate','distortion'), ('k','tab:orange','tab:blue'), strict=True):
         assert list(line.get_xdata())==[int(r['epoch'])+1 for r in rows] and line.get_color()==colour

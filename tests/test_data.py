@@ -4,7 +4,7 @@ import dataclasses, json, os, random
 import numpy as np, pytest, torch
 from fastai.basics import F, Learner, defaults, nn
 from PIL import Image
-from sdn_nb.data import DataInfo, FileImages, ImageDL, TensorImages, get_dls, show_images, to_levels, to_unit
+from sdn_nb.data import DataInfo, FileImages, ImageDL, TensorImages, get_dls, image_sets, register_dataset, show_images, to_levels, to_unit
 from sdn_nb.data import _photo_crops
 
 def dls_of(name, num_workers=0, **kw): return get_dls(name, device='cpu', num_workers=num_workers, **kw)
@@ -380,3 +380,53 @@ def test_embedded_sets_have_no_test_part():
     for name in 'digits','photos':
         dls = dls_of(name)
         assert dls.test is None and dls.info.n_test==0
+
+# Registered sets
+
+@pytest.fixture
+def registered(monkeypatch):
+    "The register is as it was afterwards"
+    from sdn_nb import data
+    monkeypatch.setattr(data, 'DATASETS', dict(data.DATASETS))
+
+def test_registered_set(registered):
+    "It is known by its name, with levels, mirroring and a test part of its own, and keeps the name from a folder"
+    k = noise(40, 3, 4, 6)
+    asked = []
+    def source(seed, flip, path):
+        asked.append((seed, flip, path))
+        return image_sets('mine', k.copy(), test=k[:5], flip=bool(flip), version='2')
+    register_dataset('mine', source, levels=32)
+    dls = dls_of('mine', bs=9, seed=3, flip=True, path='somewhere')
+    info = dls.info
+    assert asked==[(3, True, 'somewhere')]
+    assert (info.name, info.channels, info.image_size, info.levels, info.n_train, info.n_valid, info.n_test, info.version)==('mine', 3, (4,6), 32, 36, 4, 5, '2')
+    assert rows(to_levels(epoch(dls.test), 32))==rows(torch.tensor(k[:5]>>3))
+    parts = [rows(epoch(dls.train.new(shuffle=False, drop_last=False))), rows(epoch(dls.valid))]
+    assert len(parts[0])==36 and len(parts[1])==4 and not parts[0]&parts[1]
+    assert dls_of('mine', levels=256).info.levels==256
+    with pytest.raises(ValueError, match="Did you mean 'mine'"): get_dls('nine')
+
+def test_arrays_given_in_parts_stay_as_they_are(registered):
+    train,valid = noise(8, 1, 4, 4)%17,noise(3, 1, 4, 4, seed=1)%17
+    register_dataset('mine', lambda seed, flip, path: image_sets('mine', train, valid, levels=17, split='By hand.'))
+    dls = dls_of('mine', bs=8)
+    assert dls.info.split=='By hand.' and dls.test is None and dls.info.levels==17
+    same(to_levels(epoch(dls.valid), 17), torch.tensor(valid))
+
+@pytest.mark.parametrize('name,source,words', [('digits', image_sets, "a data set 'digits' already"), ('a/b', image_sets, 'a word of letters'),
+    ('', image_sets, 'a word of letters'), (3, image_sets, 'a word of letters'), ('mine', 'file.npy', 'a function of')])
+def test_registering_refused(registered, name, source, words):
+    with pytest.raises(ValueError, match=words): register_dataset(name, source)
+
+@pytest.mark.parametrize('give,words', [(lambda sets: None, 'no tuple of four'), (lambda sets: sets[:3], 'no tuple of four'),
+    (lambda sets: (*sets[:3], {}), 'no DataInfo in the last place'), (lambda sets: (sets[0], [1,2], None, sets[3]), 'no set for validation')])
+def test_a_source_that_gives_something_else(registered, give, words):
+    register_dataset('mine', lambda seed, flip, path: give(image_sets('mine', noise(20, 1, 4, 4))))
+    with pytest.raises(ValueError, match=f"the source of 'mine'.*{words}"): get_dls('mine')
+
+@pytest.mark.parametrize('arrays,words', [(dict(train=noise(9,1,4,4).astype(float)), '`train` of mine must be a uint8 array'), (dict(train=noise(9,4,4)), 'must be a uint8 array'),
+    (dict(train=noise(9,2,4,4)), '1 or 3 channels'), (dict(train=noise(9,1,4,4), valid=noise(0,1,4,4)), '`valid` of mine must hold images'),
+    (dict(train=noise(9,1,4,4), test=noise(2,1,4,5)), '`test` of mine has images of shape'), (dict(train=noise(9,1,4,4), levels=17), 'holds the value'), (dict(train=noise(1,1,4,4)), 'holds 1 image')])
+def test_arrays_that_hold_no_images(arrays, words):
+    with pytest.raises(ValueError, match=words): image_sets('mine', **arrays)

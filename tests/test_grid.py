@@ -22,7 +22,9 @@ class Bars(FactorImages):
         return x
 
 @pytest.fixture(autouse=True)
-def bars(monkeypatch): monkeypatch.setitem(data._sources, 'bars', lambda seed, flip, path: _factor_images('bars', flip, Bars()))
+def bars(monkeypatch):
+    monkeypatch.setattr(data, 'DATASETS', dict(data.DATASETS))
+    data.register_dataset('bars', lambda seed, flip, path: _factor_images('bars', flip, Bars()))
 
 tiny = dict(data='bars', iterations=6, anneal=3, bs=8, z=3, features=4, scale=8, every=2, trials=10)
 small = dict(archs=('conv','sdn'), betas=(1,4), seeds=(0,), device='cpu', **tiny)

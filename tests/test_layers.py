@@ -5,7 +5,7 @@ from functools import cache
 import pytest, torch, torch._dynamo.testing, torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
-from sdn_nb.layers import ResSDN, SDNLayer, SubLayer
+from sdn_nb.layers import LAYERS, ResSDN, SDNLayer, SubLayer, layer_name, register_layer
 from sdn_nb.scan.cpp_sweep import compiler
 from sdn_nb.scan import DIRECTIONS, scan
 
@@ -127,3 +127,29 @@ def test_compiles_once_by_default():
         assert_close(y, want, rtol=1e-4, atol=1e-5)
         for g,w in zip(*grads): assert_close(g, w, rtol=1e-3, atol=1e-4)
     assert counter.frame_count==1
+
+# layers by name
+
+def own(in_channels, out_channels, n_features, directions, **k): return torch.nn.Conv2d(in_channels, out_channels, 1)
+
+@pytest.fixture
+def layers():
+    before = dict(LAYERS)
+    yield LAYERS
+    LAYERS.clear(); LAYERS.update(before)
+
+def test_layers_have_names(layers):
+    assert layers==dict(ResSDN=ResSDN, SDNLayer=SDNLayer) and layer_name(ResSDN)=='ResSDN' and list(layers)==['ResSDN','SDNLayer']
+    register_layer('mine', own)
+    assert layers['mine'] is own and layer_name(own)=='own' and layers['own'] is own and layer_name('nowhere')=='nowhere'
+    register_layer('mine', own)
+
+@pytest.mark.parametrize('name', ['ResSDN', 'a b', '', '3d', 'a-b', None, 3], ids=str)
+def test_names_refused(layers, name):
+    before = dict(layers)
+    with pytest.raises(ValueError, match="register_layer: .*('ResSDN' belongs to|must be a plain word)"): register_layer(name, own)
+    assert layers==before
+
+@pytest.mark.parametrize('factory', [None, 'ResSDN', 3], ids=str)
+def test_factories_refused(layers, factory):
+    with pytest.raises(ValueError, match='`factory` must be a class or a function'): register_layer('mine', factory)

@@ -7,8 +7,7 @@ from fastcore.docments import docments
 root = Path(__file__).parent.parent
 lib = 'sdn_nb'
 paths = sorted(p for p in (root/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
-rooms = [p for p in paths if re.match(r'[0-8]\d[a-z]?_', p.name)] # from 90 on: the workshop, no part of the reader's path
-modules = sorted(p.stem for p in (root/lib).glob('*.py') if not p.stem.startswith('_'))
+modules = sorted('.'.join(p.relative_to(root/lib).with_suffix('').parts) for p in (root/lib).rglob('*.py') if not p.stem.startswith('_'))
 
 def load(path): return json.loads(path.read_text(encoding='utf-8'))
 def source(cell): return ''.join(cell['source'])
@@ -24,34 +23,76 @@ def book(*cells): return {'cells': list(cells)}
 
 # order of imports
 
-def imported(nb):
-    "The names of the library's modules that the exported cells of `nb` import, in functions too; `*` for a star import"
+def imported(nb, modules=()):
+    "(module, name) for each name that the exported cells of `nb` import from the library, in functions too; `*` for a star import"
     for node in (n for c in exported(nb) for n in ast.walk(tree(c))):
-        if isinstance(node, ast.Import): yield from (a.name.split('.')[1] for a in node.names if a.name.startswith(f'{lib}.'))
+        if isinstance(node, ast.Import): yield from ((a.name.split('.', 1)[1],'') for a in node.names if a.name.startswith(f'{lib}.'))
         if isinstance(node, ast.ImportFrom):
-            if any(a.name=='*' for a in node.names): yield '*'
-            mod = (node.module or '').removeprefix(lib).strip('.') if node.level or (node.module or '').split('.')[0]==lib else None
-            if mod is not None: yield from [mod.split('.')[0]] if mod else (a.name for a in node.names)
+            if any(a.name=='*' for a in node.names): yield '*','*'
+            inside = node.level or (node.module or '').split('.')[0]==lib
+            mod = (node.module or '').removeprefix(lib).strip('.')
+            for a in node.names if inside else ():
+                within = f'{mod}.{a.name}'.strip('.')           # `from sdn_nb import vae`, `from sdn_nb.scan import triton_sweep`
+                yield (within,'') if within in modules or not mod else (mod,a.name)
 
-def import_faults(nb, number, numbers):
-    "What is wrong with the imports of notebook `nb`, the `number`th, where module `m` comes from notebook `numbers[m]`"
-    return [f'imports {m}' for m in imported(nb) if m=='*' or not numbers.get(m, '99') < number]
+def levels(books):
+    """How high each module stands: in the reader's path the number of its notebook; in the engine the highest of what it imports.
+    `books`: module -> (number or None, modules that it imports). A circle is an error."""
+    found = {}
+    def level(m, above=()):
+        if m in above: raise AssertionError(f'a circle of imports: {" -> ".join((*above,m))}')
+        if m not in found:
+            number,imports = books[m]
+            below = [level(i, (*above,m)) for i in imports if i in books and i!=m]
+            found[m] = max(below, default=-1) if number is None else number
+        return found[m]
+    for m in books: level(m)
+    return found
 
-def number(path): return m[0] if (m := re.match(r'\d\d[a-z]?(?=_)', path.name)) else None # as text: 06 comes before 06a, 06a before 07
-numbers = {m: n for p in paths if (n := number(p)) and (m := default_exp(load(p)))}
-numbered = [p for p in paths if number(p)]
+def import_faults(nb, number, level):
+    "What is wrong with the imports of notebook `nb` with this number (None in the engine), where `level` says how high each module stands"
+    for m,name in imported(nb, level):
+        if m=='*' or m not in level and m!='__init__': yield f'imports {m}'
+        elif number is not None and level[m]>=number: yield f'imports {m}, which stands at {level[m]}'
+        if name.startswith('_') and not name.startswith('__'): yield f'imports {name}, a private name of {m}'
 
-@pytest.mark.parametrize('path', numbered, ids=lambda p: p.stem)
-def test_imports_come_from_lower_numbers(path): assert import_faults(load(path), number(path), numbers) == []
+def number(path): return int(m[0]) if (m := re.match(r'\d\d(?=_)', path.name)) and path.parent.name=='nbs' else None
+def module(path): return (m := default_exp(load(path))) and m.removesuffix('.__init__')
+sources = {m: p for p in paths if (m := module(p))}
+books = {m: (number(p), {i for i,_ in imported(load(p), sources)}) for m,p in sources.items()}
+
+def test_imports_go_down_only():
+    level,faults = levels(books),{}
+    for m,p in sources.items():
+        if found := list(import_faults(load(p), number(p), level)): faults[p.stem] = found
+    assert faults=={}
 
 @pytest.mark.parametrize('src, refused', [
     ('from sdn_nb.scan import scan', False), ('from sdn_nb.vae import SDNVAE', True), ('import sdn_nb.layers', True),
-    ('from sdn_nb import vae', True), ('from .vae import SDNVAE', True), ('from torch.nn import *', True),
+    ('from sdn_nb import vae', True), ('from .vae import SDNVAE', True), ('from torch.nn import *', True), ('from sdn_nb.scan import op', False),
+    ('from sdn_nb.memory import kept_bytes', True), ('from sdn_nb.saving import atomic', False), ('from sdn_nb.saving import _private', True),
     ('def f():\n    from sdn_nb.vae import SDNVAE', True), ('from sdn_nb.nowhere import f', True), ('import torch', False)])
 def test_imports_refused(src, refused):
-    nb = book(cell(f'#| export\n{src}'))
-    assert bool(import_faults(nb, '02', dict(scan='00', layers='02', vae='05'))) == refused
-    assert import_faults(book(cell(src)), '02', {}) == [] # not exported
+    nb,level = book(cell(f'#| export\n{src}')),{'scan': 0, 'scan.op': 0, 'layers': 2, 'vae': 5, 'memory': 5, 'saving': -1}
+    assert bool(list(import_faults(nb, 2, level))) == refused
+    assert not list(import_faults(book(cell(src)), 2, {})) # not exported
+
+def test_levels():
+    assert levels({'scan': (0,set()), 'vae': (4,{'scan','saving'}), 'saving': (None,set()), 'memory': (None,{'vae'}), 'cli': (12,{'memory'})}) == dict(
+        scan=0, vae=4, saving=-1, memory=4, cli=12)
+    with pytest.raises(AssertionError, match='saving -> memory -> saving'): levels({'saving': (None,{'memory'}), 'memory': (None,{'saving'})})
+
+# rhythm
+
+WIDEST = 120
+def wide_lines(nb): return [l for c in exported(nb) for l in source(c).splitlines() if len(l)>WIDEST]
+
+@pytest.mark.parametrize('path', sources.values(), ids=lambda p: p.stem)
+def test_no_line_of_code_is_too_wide(path): assert wide_lines(load(path)) == []
+
+def test_wide_lines_refused():
+    nb = book(cell('#| export\nx = 1'), cell(f'#| export\nx = "{"a"*WIDEST}"'), cell('y = 1 #' + 'a'*WIDEST))
+    assert [l[:3] for l in wide_lines(nb)] == ['x =']
 
 # saved outputs
 
@@ -93,17 +134,19 @@ def test_saved_outputs_refused(nb, fault):
 
 # anatomy
 
-def anatomy_faults(nb):
+def anatomy_faults(nb, figure=True):
     "What notebook `nb` lacks: a title with a subtitle in a blockquote, and a figure"
     head = next((source(c) for c in nb['cells'] if c['cell_type']=='markdown'), '')
     faults = [] if re.match(r'# \S', head) else ['title']
     if not re.search(r'^> \S', head, re.M): faults.append('subtitle')
     elif re.search(r'^[^>\s]', head.partition('\n')[2], re.M): faults.append('text in the title cell, which the site drops')
-    if not any(k.startswith('image/') for o in outputs(nb) for k in o.get('data', {})): faults.append('figure')
+    if figure and not any(k.startswith('image/') for o in outputs(nb) for k in o.get('data', {})): faults.append('figure')
     return faults
 
-@pytest.mark.parametrize('path', rooms, ids=lambda p: p.stem)
-def test_anatomy(path): assert anatomy_faults(load(path)) == []
+plain = 'saving','runs','command_line','showdoc','results','index','extend','notation' # nothing to draw
+
+@pytest.mark.parametrize('path', paths, ids=lambda p: p.stem)
+def test_anatomy(path): assert anatomy_faults(load(path), path.stem not in plain) == []
 
 def test_anatomy_refused():
     fig = cell('plot()', dict(output_type='display_data', data={'image/png': 'AA'}))

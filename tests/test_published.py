@@ -1,12 +1,13 @@
 """Checkpoints of the published code. The format is written down here a second time, as a writer and as a forward pass on a checkpoint's own tensors, in plain
 functional calls and double precision; nothing of the library takes part but the reader under test and the model that it returns."""
-import argparse, math, re, sys, types, warnings
+import argparse, math, re, subprocess, sys, types, warnings
 from collections import OrderedDict
 from dataclasses import replace
 
 import pytest, torch, torch.nn.functional as F
 from torch.testing import assert_close
-from sdn_nb.vae import PRESETS, SDNVAE, _our_name, _published_config, _published_state
+from sdn_nb.published import Published as Checkpoint, our_name, our_outputs, published_config
+from sdn_nb.vae import PRESETS, SDNVAE, VAEConfig
 
 # The format, written
 
@@ -225,11 +226,11 @@ def ours(model, x, seed):
     "The same numbers from the model; the posterior parameters as they come out of the way up and the way down"
     model,q = model.double(),[]
     for block in reversed(model.blocks):
-        def note(params, *args, _f=block._posterior): q.append(params); return _f(params, *args)
-        block._posterior = note
+        def note(params, *args, _f=block.draw_from_posterior): q.append(params); return _f(params, *args)
+        block.draw_from_posterior = note
     torch.manual_seed(seed)
     out = model(x)
-    for block in model.blocks: del block._posterior
+    for block in model.blocks: del block.draw_from_posterior
     return dict(q=tuple(q), z=tuple(out.z), kl=out.kl, log_px=out.log_px)
 
 @torch.no_grad()
@@ -358,10 +359,19 @@ PAPER = dict(cifar10=dict(depth=15, ds_list=[5,10], sdn_nfeat_0=360, sdn_nfeat_d
 def test_the_paper_s_arguments_give_the_presets(name):
     "In full size, as shapes"
     hp,size = settings(**PAPER[name], z_size=4, h_size=200, dataset=name),256 if name=='celebahq256' else 32
-    ours = {_our_name(k): v for k,v in weights(hp, size, 3, 100, device='meta').items()}
-    config = _published_config(hp, ours, None, None)
+    ours = {our_name(k): v for k,v in weights(hp, size, 3, 100, device='meta').items()}
+    fields = published_config(hp, ours)
+    config = VAEConfig(**fields)
     assert config==replace(PRESETS[name], min_scale=0)
-    assert len(_published_state(config, ours))==len([k for k in ours if not k.endswith('.mask') and f'blocks.{config.depth-1}.up_b' not in k])
+    ours = {k: our_outputs(k, v, config.channels, config.mix) for k,v in ours.items()}
+    with torch.device('meta'): model = SDNVAE(config).state_dict()
+    state = Checkpoint(fields, ours, False, set(ours)).state_for(model)
+    assert len(state)==len([k for k in ours if not k.endswith('.mask') and f'blocks.{config.depth-1}.up_b' not in k])
+
+def test_the_reader_knows_no_model_of_ours():
+    "`published` stands below `vae`: importing it brings no model, and importing the model brings the reader"
+    code = "import sys, sdn_nb.published; assert not {'sdn_nb.vae','sdn_nb.layers','sdn_nb.ladder'} & set(sys.modules); from sdn_nb.vae import SDNVAE; SDNVAE.from_published"
+    subprocess.run([sys.executable, '-c', code], check=True)
 
 # Strangers' files
 

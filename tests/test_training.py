@@ -3,11 +3,11 @@ import csv, json, math, sys
 
 import pytest, torch
 import sdn_nb.ladder
-from fastai.basics import Callback, CancelBatchException, CancelFitException, noop, set_seed
+from fastai.basics import Callback, CancelBatchException, CancelFitException, Learner, noop, set_seed
 from sdn_nb.data import get_dls
 from sdn_nb.evaluation import elbo_bpd
 from sdn_nb.analysis import SamplePictures, save_samples
-from sdn_nb.training import RunFolder, tensorboard_logger, vae_learner, wandb_logger
+from sdn_nb.training import EMA, Guard, RunFolder, tensorboard_logger, vae_learner, wandb_logger
 from sdn_nb.vae import SDNVAE, VAEConfig
 
 cfg = VAEConfig((8,8), channels=1, levels=17, depth=2, downsample=(0,1), h=6, z=2, features=4, mix=2)
@@ -305,6 +305,14 @@ def test_damaged_and_older_checkpoints_are_refused(tmp_path):
         else: torch.save(dict(epoch=1), tmp_path/'checkpoint.pt')
         with pytest.raises(ValueError, match=words): learner(RunFolder(tmp_path)).fit(1)
 
+def test_a_plain_learner_is_told_what_it_lacks(tmp_path):
+    set_seed(0)
+    dls,model = get_dls('digits', bs=512, device='cpu'),SDNVAE(cfg)
+    for cbs,lacks in ([],'no EMA and no Guard,'), ([EMA()],'no Guard,'), ([Guard()],'no EMA,'):
+        learn = quiet(Learner(dls, model, loss_func=lambda out,x: -out.elbo.mean(), cbs=[*cbs, RunFolder(tmp_path)]))
+        with pytest.raises(ValueError, match=f'RunFolder: the learner has {lacks} .* vae_learner makes a learner that has both'): learn.fit(1)
+    assert not list(tmp_path.iterdir())
+
 # Pictures and loggers
 
 def test_pictures_are_of_the_average_and_do_not_touch_training(tmp_path):
@@ -338,12 +346,14 @@ def test_tensorboard(tmp_path):
 def test_wandb(monkeypatch):
     "fastai's callback against a package that only listens"
     class Listener:
-        config,run,logged = dict(),None,[]
+        config,run,logged = dict(lr=.1),None,[]
         def init(self, **kw): self.run,self.begun = type('Run', (), dict(step=0, summary={}))(),kw
         def log(self, d, step=None): self.logged.append(d)
     listener = Listener()
     monkeypatch.setitem(sys.modules, 'wandb', listener)
     monkeypatch.delitem(sys.modules, 'fastai.callback.wandb', raising=False)
-    learner(wandb_logger('digits', dict(lr=.1))).fit(1)
+    learn = learner(wandb_logger('digits', dict(lr=.1)))
+    for _ in range(2): learn.fit(1)
     assert listener.begun==dict(project='sdn_nb', name='digits', config=dict(lr=.1)) and {'train_loss','bpd','grad_norm'} <= {k for d in listener.logged for k in d}
+    assert listener.config==dict(lr=.1, allow_val_change=True)          # and nothing that fastai has gathered
     monkeypatch.delitem(sys.modules, 'fastai.callback.wandb', raising=False)

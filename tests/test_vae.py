@@ -1,5 +1,5 @@
 """The model seen from outside: any shape trains, the numbers are those of the distributions, and the generator decides what is random."""
-import itertools
+import itertools, json, subprocess, sys
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -7,7 +7,9 @@ import pytest, torch, torch.nn.functional as F
 from torch.distributions import Normal, kl_divergence
 from torch.testing import assert_close
 from sdn_nb.distributions import DiscretizedMixLogistic, quantize
-from sdn_nb.vae import PRESETS, SDNVAE, VAEConfig, free_bits_loss
+from sdn_nb.layers import LAYERS, SubLayer, register_layer
+from sdn_nb.saving import shipped
+from sdn_nb.vae import PRESETS, RECIPES, Recipe, SDNVAE, VAEConfig, free_bits_loss, preset_config, preset_recipe, register_preset
 from sdn_nb.memory import kept_bytes
 
 small = VAEConfig((8,12), channels=3, levels=32, depth=4, downsample=(1,3), h=6, z=2, features=5, mix=2)
@@ -73,13 +75,13 @@ def test_importance_weights_of_one_model_and_noise(model, context):
     m = SDNVAE(replace(small, context=context)).double()
     x = images(small, 2).double()
     w = m.log_weights(x, 3, seeded(1))
-    q_ups,size = m._up(x)
-    like,kl,z = m._down(6, size, [q.repeat_interleave(3,0) for q in q_ups], generator=seeded(1), sampled=True)
+    q_ups,size = m.up(x)
+    like,kl,z = m.down(6, size, [q.repeat_interleave(3,0) for q in q_ups], generator=seeded(1), sampled=True)
     assert w.shape==(2,3)
     assert_close(w.flatten(), like.log_prob(x.repeat_interleave(3,0)).sum((1,2)) - kl.sum(1))
     if context==0:
-        again = m._down(6, size, [q.repeat_interleave(3,0) for q in q_ups], generator=seeded(1))[1]
-        assert all(torch.equal(a, b) for a,b in zip(z, m._down(6, size, [q.repeat_interleave(3,0) for q in q_ups], generator=seeded(1))[2]))
+        again = m.down(6, size, [q.repeat_interleave(3,0) for q in q_ups], generator=seeded(1))[1]
+        assert all(torch.equal(a, b) for a,b in zip(z, m.down(6, size, [q.repeat_interleave(3,0) for q in q_ups], generator=seeded(1))[2]))
         assert not torch.allclose(again, kl)                              # closed form and sample differ, image by image
 
 def test_recomputation_keeps_less(model):
@@ -185,3 +187,112 @@ def test_temperature_scales_the_prior_of_every_block(model, block):
     inverse = lambda y: torch.where(y>0, y, torch.log1p(y))
     assert_close(inverse(none), mean)
     assert_close(inverse(half)-mean, (inverse(full)-mean)/2)
+
+# A layer of one's own
+
+class Point(torch.nn.Module):
+    "A gated 1x1 convolution without bias, which notes what it was called with"
+    def __init__(self, in_channels, out_channels, n_features, directions, kernel_size=3, stride=1, padding=1, upsample=False):
+        super().__init__()
+        self.asked = dict(n_features=n_features, directions=directions, kernel_size=kernel_size, stride=stride, padding=padding, upsample=upsample)
+        self.conv = torch.nn.Conv2d(in_channels, 2*out_channels, 1, bias=False)
+    def forward(self, x):
+        if self.asked['upsample']: x = F.interpolate(x, scale_factor=self.asked['stride'])
+        a,b = self.conv(x).chunk(2, 1)
+        return a*b.sigmoid()
+
+@pytest.fixture
+def layers():
+    "Registrations of one test are gone after it"
+    before = [dict(d) for d in (LAYERS, PRESETS, RECIPES)]
+    yield LAYERS
+    for d,b in zip((LAYERS, PRESETS, RECIPES), before): d.clear(); d.update(b)
+
+def sweeps(model): return [m for m in model.modules() if isinstance(m, SubLayer)]
+
+@pytest.mark.parametrize('changes', [{}, dict(context=3), dict(likelihood='logistic'), dict(features_step=1, min_scale=6)], ids=str)
+def test_another_layer_in_the_place_of_ressdn(layers, changes):
+    cfg = replace(small, layer=Point, **changes)
+    assert cfg.layer=='Point' and replace(cfg, h=7).layer=='Point' and replace(small, layer='Point', **changes)==cfg
+    train_one_step(cfg)
+    model,was = SDNVAE(cfg),SDNVAE(replace(small, **changes))
+    assert not sweeps(model) and sweeps(was)
+    x = images(cfg, 2)
+    assert model.log_weights(x, 3).shape==(2,3) and model.resample(x, 2, n=2).shape==(4,3,8,12) and model.interpolate(x[:1], x[1:], 1).isfinite().all()
+    places = lambda m, kind: [n for n,k in m.named_modules() if isinstance(k, kind)]
+    assert places(model, Point)==places(was, LAYERS['ResSDN'])              # there, and nowhere else
+
+def test_another_layer_is_called_as_resdn_is(layers):
+    "Features, directions and the halving block's kernel, as the configuration deals them out"
+    model = SDNVAE(replace(small, layer=Point, features=9, features_step=2, n_directions=3))
+    got = [m.asked for m in model.modules() if isinstance(m, Point)]
+    same,halve = dict(kernel_size=3, stride=1, padding=1, upsample=False),dict(kernel_size=4, stride=2, padding=1, upsample=True)
+    assert got[2:4]==[dict(n_features=9, directions=('down','up','right'), **same), dict(n_features=9, directions=('left','down','up'), **halve)]
+    assert got[-1]==dict(n_features=9, directions=('right','left','down','up'), **same) and len(got)==2*small.depth+1
+
+def test_without_sdn_another_layer_changes_nothing(layers):
+    a,b = SDNVAE(replace(small, sdn=False)),SDNVAE(replace(small, sdn=False, layer=Point))
+    assert list(a.state_dict())==list(b.state_dict()) and not any(isinstance(m, Point) for m in b.modules())
+
+def test_another_layer_is_saved_by_name(layers, tmp_path):
+    model = SDNVAE(replace(small, layer=Point)).eval()
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path/'config.json').read_text())['model']['layer']=='Point'
+    again = SDNVAE.from_pretrained(tmp_path)
+    assert again.config==model.config and torch.equal(again.sample(2, generator=seeded(1)), model.sample(2, generator=seeded(1)))
+    code = f"from sdn_nb.vae import SDNVAE; SDNVAE.from_pretrained({str(tmp_path)!r})"
+    told = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert told.returncode and "`layer` must be one of ResSDN, SDNLayer, or be made known first by sdn_nb.layers.register_layer('Point', what_makes_it), got 'Point'" in told.stderr
+    assert 'from_pretrained: ' in told.stderr and 'config.json' in told.stderr
+    code = f"from sdn_nb.layers import ResSDN, register_layer; register_layer('Point', ResSDN); " + code
+    told = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)   # another layer of that name
+    assert told.returncode and 'model.safetensors is damaged or not of the model' in told.stderr
+
+@pytest.mark.parametrize('layer', ['Rays', '', 3, None, ['ResSDN']], ids=str)
+def test_unknown_layers(layer):
+    with pytest.raises(ValueError, match=r'VAEConfig: `layer` must be one of ResSDN, SDNLayer, .*, got '): replace(small, layer=layer)
+
+def test_factories_without_a_name_or_with_a_taken_one(layers):
+    with pytest.raises(ValueError, match='plain word'): replace(small, layer=lambda *a, **k: None)
+    other = type('Point', (Point,), {})
+    replace(small, layer=Point)
+    with pytest.raises(ValueError, match="the name 'Point' belongs to"): replace(small, layer=other)
+
+def test_configurations_from_before_there_was_a_layer():
+    for folder in shipped().values():
+        assert 'layer' not in json.loads((folder/'config.json').read_text())['model'] and SDNVAE.from_pretrained(folder).config.layer=='ResSDN'
+
+# Presets and recipes
+
+def test_a_preset_of_one_s_own(layers):
+    register_preset('own-8', small, Recipe(epochs=3, bs=16))
+    assert preset_config('own-8')==small and preset_recipe('own-8')==Recipe(epochs=3, bs=16, lr=2e-3) and SDNVAE.from_preset('own-8', sdn=False).config==replace(small, sdn=False)
+    register_preset('own-8', small, Recipe(epochs=3, bs=16))
+    for config,recipe in (replace(small, h=7), Recipe(epochs=3, bs=16)), (small, Recipe(epochs=4, bs=16)):
+        with pytest.raises(ValueError, match="another preset 'own-8' already"): register_preset('own-8', config, recipe)
+    assert preset_config('own-8')==small
+
+@pytest.mark.parametrize('name', list(PRESETS))
+def test_shipped_presets_are_not_replaced(layers, name):
+    before = PRESETS[name],RECIPES[name]
+    with pytest.raises(ValueError, match='already'): register_preset(name, small, Recipe(epochs=3, bs=16))
+    assert (PRESETS[name],RECIPES[name])==before
+    assert preset_recipe(name) is RECIPES[name]
+
+@pytest.mark.parametrize('args,words', [(('a b', small, Recipe(1,1)), 'plain word'), (('', small, Recipe(1,1)), 'plain word'), (('../a', small, Recipe(1,1)), 'plain word'), ((3, small, Recipe(1,1)), 'plain word'),
+    (('a', dict(depth=3), Recipe(1,1)), '`config` must be a VAEConfig'), (('a', small, dict(epochs=3)), '`recipe` must be a Recipe'), (('a', small, None), '`recipe` must be a Recipe')], ids=str)
+def test_presets_refused(layers, args, words):
+    with pytest.raises(ValueError, match=words): register_preset(*args)
+    assert 'a' not in PRESETS and 'a' not in RECIPES
+
+def test_a_preset_without_a_recipe(layers):
+    PRESETS['bare'] = small
+    with pytest.raises(ValueError, match=r"preset 'bare' has no recipe.*register_preset\('bare', PRESETS\['bare'\], Recipe\("): preset_recipe('bare')
+    register_preset('bare', PRESETS['bare'], Recipe(epochs=3, bs=16))
+    assert preset_recipe('bare').epochs==3
+    with pytest.raises(ValueError, match="no preset 'baree'.*Did you mean 'bare'"): preset_recipe('baree')
+
+@pytest.mark.parametrize('kw,field', [(dict(epochs=0), 'epochs'), (dict(epochs=1.), 'epochs'), (dict(bs=-1), 'bs'), (dict(bs=True), 'bs'), (dict(lr=0), 'lr'), (dict(lr=float('nan')), 'lr'), (dict(lr='1e-3'), 'lr'),
+    (dict(ema=1.), 'ema'), (dict(ema=-.1), 'ema'), (dict(temperature=-1), 'temperature'), (dict(temperature=float('inf')), 'temperature')], ids=str)
+def test_impossible_recipes_name_the_field(kw, field):
+    with pytest.raises(ValueError, match=f'Recipe: `{field}` must be .*, got '): Recipe(**dict(epochs=3, bs=16) | kw)

@@ -5,12 +5,12 @@ from bisect import bisect_left
 from dataclasses import asdict, replace
 from pathlib import Path
 import torch
-from fastai.basics import Callback, CancelFitException, DataLoaders, noop, set_seed
+from fastai.basics import Callback, CancelFitException, noop, set_seed
 from matplotlib.figure import Figure
 from safetensors.torch import save_file
 from sdn_nb.bench import StepProfile
 from sdn_nb.data import get_dls, show_images
-from sdn_nb.evaluation import _estimate, _generator, _iw_bits, elbo_estimate, histogram_bpd
+from sdn_nb.evaluation import elbo_estimate, histogram_bpd, iw_bpd
 from sdn_nb.layers import n_params
 from sdn_nb.training import vae_learner
 from sdn_nb.vae import SDNVAE, VAEConfig
@@ -71,15 +71,6 @@ def train(cfg, dls, seconds, lr, precision, cuda, valid):
         images_per_second=steps*dls.train.bs/took, kernels=profiled.kernels,
         curve=budget.curve, config=asdict(cfg))
 
-def importance(model, dl, seconds, bs):
-    "Importance-weighted bits/dim of as many images, from the first on, as can be judged in `seconds`"
-    bits,began = [],time.monotonic()
-    with torch.no_grad():
-        for i,(x,_) in enumerate(dl):
-            bits += _iw_bits(model, x, IW_SAMPLES, bs, _generator(0, i, x.device))
-            if time.monotonic()-began>seconds: break
-    return _estimate('importance', bits, IW_SAMPLES)
-
 def figures(e):
     "An estimate for JSON"
     return dict(bpd=e.bpd, stderr=e.stderr, n=e.n, samples=e.samples)
@@ -127,7 +118,7 @@ def main():
     for i,(name,model) in enumerate(models.items()):
         left = 60*a.minutes-(time.monotonic()-began)
         bs = 8192 if cuda else 256
-        e = importance(model, test.new(bs=bs//IW_SAMPLES), .9*left/(len(models)-i), bs)
+        e = iw_bpd(model, test, IW_SAMPLES, bs=bs, seconds=.9*left/(len(models)-i), progress=False)
         result['models'][name]['test_iw'] = figures(e)
         print(f"{name}: {e}, importance-weighted, {IW_SAMPLES} samples, {e.n} images", flush=True)
         write()

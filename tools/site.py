@@ -58,7 +58,7 @@ def localize(site, url):
     ids = {p.relative_to(site).as_posix(): Page(p).ids for p in site.rglob('*.html')}
     for page in ids:
         up = '../'*page.count('/')
-        def near(m): # nbdev links methods and private names too, which have no heading of their own: take the class's, or the page
+        def near(m, up=up): # nbdev links methods and private names too, which have no heading of their own: take the class's, or the page
             to,anchor = m[1],m[2] or ''
             found = next((a for a in (anchor, anchor.split('.')[0]) if a in ids.get(to, ())), '')
             return f'href="{up}{to}' + (f'#{found}"' if found else '"')

@@ -9,7 +9,6 @@ __all__ = ['is_sideways', 'is_reversed', 'to_lines', 'from_lines', 'empty_map', 
 # %% ../../nbs/engine/lines.ipynb #324b628a
 import torch
 from torch import Tensor
-from .reference import turn, turn_back
 
 # %% ../../nbs/engine/lines.ipynb #09bd52fa
 def is_sideways(

@@ -30,16 +30,18 @@ BACKENDS = {} # name -> Backend, in the order in which they are asked
 
 def register_backend(
     name:str,          # what the argument backend of scan takes
-    forward:Callable,  # (x, weight_ih, weight_hh, bias_ih, bias_hh, direction, keep) -> (y, saved); saved: at most two tensors of two or more axes, none unless keep
-    backward:Callable, # (dy, x, y, saved, weight_ih, weight_hh, bias_ih, bias_hh, direction) -> five gradients; saved==[] means: recompute
+    forward:Callable,  # (x, weight_ih, weight_hh, bias_ih, bias_hh, direction, keep) -> (y, saved)
+    backward:Callable, # (dy, x, y, saved, weight_ih, weight_hh, bias_ih, bias_hh, direction) -> five gradients
     buffers:Callable,  # (x, direction) -> uninitialised tensors like saved
     why_not:Callable=lambda x: None, # (x) -> None if it can run on x, else why not and how to get it; compiles nothing
-    suits:Callable=lambda x: True, # (x) -> whether to choose it for x unasked; may look at device, dtype and number of features
-    too_small:Callable=lambda x, lines, keep: False, # (x, lines, keep) -> whether a plain loop is quicker than it; keep: is there a way back?
+    suits:Callable=lambda x: True, # (x) -> whether to choose it for x unasked, by device, dtype, number of features
+    too_small:Callable=lambda x, lines, keep: False, # (x, lines, keep) -> whether a plain loop is quicker
     prepare:Callable=lambda: None, # () -> None when it is ready to run, else why it can't be made ready; may compile
     priority:int=0,    # of those that can and suit, the highest is chosen; of equals the latest
 ):
-    "Make a backend known to `scan`, or replace the one of this name"
+    """Make a backend known to `scan`, or replace the one of this name.
+    `saved` is a list of at most two tensors of two or more axes, empty unless `keep`; in `backward` an empty one means
+    that the gates must be computed again. `keep` says whether there is a way back."""
     BACKENDS.pop(name, None)
     new = {name: Backend(forward, backward, buffers, why_not, suits, too_small, prepare, priority)}
     ordered = sorted((new|BACKENDS).items(), key=lambda item: -item[1].priority)
@@ -56,7 +58,8 @@ def choose_backend(
     if name is None:
         for n,b in BACKENDS.items():
             if b.suits(x) and b.why_not(x) is None and b.prepare() is None: return n
-    if name not in BACKENDS: raise ValueError(f"scan: `backend` must be None or one of {tuple(BACKENDS)}, got {name!r}.")
+    if name not in BACKENDS:
+        raise ValueError(f"scan: `backend` must be None or one of {tuple(BACKENDS)}, got {name!r}.")
     why = BACKENDS[name].why_not(x) or BACKENDS[name].prepare()
     if why is not None: raise RuntimeError(f"scan: backend {name!r} can't run on this `x`: {why}")
     return name
@@ -78,7 +81,9 @@ _PARAMETERS = 'Tensor weight_ih, Tensor weight_hh, Tensor bias_ih, Tensor bias_h
     schema=f'(Tensor x, {_PARAMETERS}, bool keep, str backend) -> (Tensor, Tensor, Tensor)')
 def _scan(x, weight_ih, weight_hh, bias_ih, bias_hh, direction, keep, backend):
     b = BACKENDS[backend]
-    if _nothing_to_correct(x, direction): y,saved = empty_map(x, direction).copy_(x),b.buffers(x, direction) if keep else []
+    if _nothing_to_correct(x, direction):
+        y = empty_map(x, direction).copy_(x)
+        saved = b.buffers(x, direction) if keep else []
     else: y,saved = b.forward(x, weight_ih, weight_hh, bias_ih, bias_hh, direction, keep)
     return y,*_fill_slots(saved, x)
 
@@ -162,8 +167,8 @@ def scan(
     recompute:bool=False,  # keep only `x` and the result for the backward pass, which then computes the gates again
     backend:str=None, # which of `BACKENDS` does it; None chooses by device and size
 )->Tensor:            # corrected feature map, (B, C, H, W), in memory as the sweep's lines
-    """Sweep over `x` once (Section 3 of the paper); equal to `scan_reference`, faster. Raises `ValueError` where shapes,
-    types or direction do not fit, `RuntimeError` where the named backend can't run."""
+    """Sweep over `x` once (Section 3 of the paper); equal to `scan_reference`, faster.
+    Raises `ValueError` where shapes, types or direction do not fit, `RuntimeError` where a named backend can't run."""
     params = weight_ih,weight_hh,bias_ih,bias_hh
     check_arguments(x, *params, direction)
     x = _as_autocast_wants(x, *params)

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from .reference import turn, turn_back
-from sdn_nb.scan.lines import (at_least_single, from_lines, gate_buffers, in_order, is_reversed, neighbour_rows, to_lines,
-    with_previous)
+from .lines import at_least_single, from_lines, gate_buffers, in_order, is_reversed
+from .lines import neighbour_rows, to_lines, with_previous
 
 # %% ../../nbs/engine/torch_sweep.ipynb #f41988ff
 class _Parameters(NamedTuple):
@@ -202,9 +202,9 @@ def _add_block_grads(grads, m, delta, gates, x, before, cell, B):
     C = x.shape[-1]
     d_bias.add_(m.sum((0,1)))
     m,x,before = (t.to(cell.hidden.dtype) for t in (m,x,before))
-    beta = m.flatten(0,1)[:,:3*C]
-    _add_product(delta.mul_(gates[...,2*C:3*C]).flatten(0,1), beta, cell.hidden)
-    _add_product(d_hidden, x.flatten(0,1).t(), beta)
+    eta = m.flatten(0,1)[:,:3*C]
+    _add_product(delta.mul_(gates[...,2*C:3*C]).flatten(0,1), eta, cell.hidden)
+    _add_product(d_hidden, x.flatten(0,1).t(), eta)
     _add_neighbour_grads(d_neighbours, m[...,C:], before, B)
 
 # %% ../../nbs/engine/torch_sweep.ipynb #5358a427
