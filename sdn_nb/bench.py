@@ -17,12 +17,12 @@ from unittest.mock import patch
 import sdn_nb.layers
 from .scan import BACKENDS,DIRECTIONS,scan,scan_reference
 from .layers import NonLocal,SDNLayer,matching_width,n_params
-from .vae import RECIPES,SDNVAE,preset_config
+from .vae import SDNVAE,preset_config,preset_recipe
 from .saving import atomic
 from .memory import kept_bytes,training_memory
 from .data import ImageDL,TensorImages,ToUnit
 from .training import vae_learner
-from .commands import about,command,plain_errors
+from .commands import about,command,named_device,plain_errors
 import torch
 from torch import nn,Tensor
 from torch.profiler import ProfilerActivity,profile
@@ -345,12 +345,12 @@ def _sweeps_of(form):
 # %% ../nbs/engine/bench.ipynb #f31a5fb7
 def _step_learner(preset, bs, steps, device, precision, form, cbs):
     "A learner for `steps` training steps of a preset on images of random levels; it tells and judges nothing"
-    recipe,model = RECIPES[preset],deepcopy(_fresh_model(preset, device))
+    model = deepcopy(_fresh_model(preset, device))
     cfg = model.config
     levels = torch.randint(cfg.levels, (bs*steps,cfg.channels,*cfg.image_size), dtype=torch.uint8)
     dl = ImageDL(TensorImages(levels), bs=bs, after_batch=ToUnit(cfg.levels), num_workers=0)
     dls = DataLoaders(dl, dl, device=device)
-    learn = vae_learner(dls, model, lr=recipe.lr, precision=precision, graphs=form=='recorded', cbs=cbs)
+    learn = vae_learner(dls, model, lr=preset_recipe(preset).lr, precision=precision, graphs=form=='recorded', cbs=cbs)
     learn.remove_cb(learn.progress)
     learn.logger = learn._do_epoch_validate = noop
     # or the first steps would go into looking for a scale
@@ -373,7 +373,7 @@ def measure_step(
     if form not in FORMS:
         raise ValueError(f"measure_step: `form` must be one of {', '.join(FORMS)}, got {form!r}.")
     need = training_memory(preset_config(preset))
-    bs,warm_up = bs or RECIPES[preset].bs,3
+    bs,warm_up = bs or preset_recipe(preset).bs,3
     clock,profiled = _Clock(),StepProfile(warm_up+rounds)
     learn = _step_learner(preset, bs, warm_up+rounds+profiled.n, device, precision, form, [clock,profiled])
     if device=='cuda':
@@ -433,7 +433,7 @@ def _known_names(option, text, known):
 # %% ../nbs/engine/bench.ipynb #604eb8d1
 def _forms_to_measure(presets, device):
     "[(preset, form)]: all forms of the first, `scan` and `recorded` of the others; `recorded` on a GPU alone"
-    for name in presets: preset_config(name)
+    for name in presets: preset_recipe(name)                            # that there is one
     forms = [form for form in FORMS if form!='recorded' or device=='cuda']
     return [(name,form) for i,name in enumerate(presets) for form in forms if form!='published' or i==0]
 
@@ -465,9 +465,10 @@ def sdn_bench(
 ):
     """Time the sweep against its published form, a plain loop and the floor of its matrix products; print a table
     and write JSON."""
-    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     command_line = shlex.join(['sdn_bench',*sys.argv[1:]])
     with plain_errors():
+        if device: named_device(device, 'sdn_bench')
+        else: device = 'cuda' if torch.cuda.is_available() else 'cpu'
         if rounds<1: raise ValueError(f"sdn_bench: --rounds must be at least 1, got {rounds}.")
         precisions = _known_names('precisions', precisions, PRECISIONS)
         sweeps = itertools.product(_shapes(shapes), _known_names('directions', directions, DIRECTIONS), precisions)

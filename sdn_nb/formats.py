@@ -6,13 +6,15 @@
 __all__ = ['read_idx', 'read_fashion_mnist', 'read_cifar10', 'read_imagenet32']
 
 # %% ../nbs/engine/formats.ipynb #0e5f8dcb
-import gzip, struct, zlib
+import gzip, struct, warnings, zlib
 from functools import partial
 from math import prod
 from pathlib import Path
 
 import numpy as np
-from fastai.data.external import fastai_path
+with warnings.catch_warnings():
+    warnings.simplefilter('ignore', FutureWarning) # of torch.jit, in fastai's own import
+    from fastai.data.external import fastai_path
 from fastprogress import progress_bar
 from PIL import Image
 from torchvision.datasets import CIFAR10, FashionMNIST

@@ -15,7 +15,7 @@ from .saving import atomic
 from .betavae import BetaVAE,BetaVAEConfig,beta_vae_learner
 from .data import get_dls
 from .disentanglement import beta_vae_metric,encoder,factor_vae_metric,mig
-from .commands import about,command,plain_errors
+from .commands import about,command,named_device,plain_errors
 import fastai,sklearn,torch
 from fastai.basics import Callback,CancelFitException,no_random,set_seed
 from fastai.callback.progress import progress_bar
@@ -229,6 +229,7 @@ def sdn_grid(
         n_directions=n_directions, scale=scale, likelihood=likelihood, every=every, trials=trials)
     command_line = shlex.join(['sdn_grid',*sys.argv[1:]])
     with plain_errors():
+        if device: named_device(device, 'sdn_grid')
         lists = dict(archs=archs.split(), betas=_numbers('betas', betas, float), seeds=_numbers('seeds', seeds, int))
         try: files = run_grid(out, path=path, device=device, command=command_line, **lists, **settings)
         except KeyboardInterrupt:

@@ -7,9 +7,11 @@ __all__ = ['FactorImages', 'Shapes3D', 'Sprites', 'Shapes3DFile', 'DSpritesFile'
 
 # %% ../nbs/engine/shapes.ipynb #ae5af973
 import zipfile, zlib
+from collections.abc import Callable
 from colorsys import hsv_to_rgb
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,16 +19,20 @@ from fastcore.basics import patch
 from torch import Tensor
 
 # %% ../nbs/engine/shapes.ipynb #8ed465bc
-def _whole(a, name):
+def _whole_numbers(a, name):
     "`a` as an array of int64; refuses what is not whole numbers"
     a = np.asarray(a)
-    if a.size and not np.issubdtype(a.dtype, np.integer): raise ValueError(f"{name} holds {a.dtype} values; it must hold whole numbers.")
+    if a.size and not np.issubdtype(a.dtype, np.integer):
+        raise ValueError(f"{name} holds {a.dtype} values; it must hold whole numbers.")
     return a.astype(np.int64)
 
 # %% ../nbs/engine/shapes.ipynb #ace847cb
 class FactorImages:
-    "Pictures that are a function of their factors, one for each combination, the last factor fastest. A subclass says how to `_fetch` an array of indices as (N, C, H, W) uint8."
-    num_workers,flip,n_levels = 0,False,256 # worker processes that pay off; may a picture be mirrored?; levels of a pixel
+    """Pictures that are a function of their factors, one for each combination, the last factor fastest. A subclass says
+    how to `_fetch` an array of indices as (N, C, H, W) uint8."""
+    num_workers = 0 # worker processes that pay off
+    flip = False    # may a picture be mirrored?
+    n_levels = 256  # levels of a pixel
     def __init__(self,
         values, # dict: name of each factor -> its real values, in the order of counting
     ): self.names,self.values = tuple(values),tuple(map(np.asarray, values.values()))
@@ -37,24 +43,31 @@ class FactorImages:
 # %% ../nbs/engine/shapes.ipynb #38cd4558
 @patch
 def index(self:FactorImages,
-    factors, # (..., k) whole numbers, array, tensor or list
+    factors,   # (..., k) whole numbers, array, tensor or list
 )->np.ndarray: # (...) int64
     "Which picture has these factors. Raises `ValueError` that names the factor."
-    f = _whole(factors, 'factors')
-    if not f.ndim or f.shape[-1]!=len(self.names): raise ValueError(f"factors has shape {f.shape}; its last axis must hold the {len(self.names)} factors {', '.join(self.names)}.")
+    f = _whole_numbers(factors, 'factors')
+    if not f.ndim or f.shape[-1]!=len(self.names):
+        raise ValueError(
+            f"factors has shape {f.shape}; "
+            f"its last axis must hold the {len(self.names)} factors {', '.join(self.names)}.")
     bad = np.argwhere((f<0) | (f>=np.array(self.sizes)))
-    if len(bad): raise ValueError(f"{self.names[bad[0][-1]]} is {f[tuple(bad[0])]}; it counts from 0 to {self.sizes[bad[0][-1]]-1}.")
+    if len(bad):
+        k = bad[0][-1]
+        raise ValueError(f"{self.names[k]} is {f[tuple(bad[0])]}; it counts from 0 to {self.sizes[k]-1}.")
     return np.asarray(np.ravel_multi_index(tuple(np.moveaxis(f, -1, 0)), self.sizes))
 
 # %% ../nbs/engine/shapes.ipynb #96fe8fc5
 @patch
 def factors(self:FactorImages,
-    index, # (...) whole numbers, array, tensor, list or a single one
+    index,     # (...) whole numbers, array, tensor, list or a single one
 )->np.ndarray: # (..., k) int64
     "The factors of pictures: the inverse of `index`. Raises `IndexError` beyond the last picture."
-    i = _whole(index, 'index')
+    i = _whole_numbers(index, 'index')
     bad = i[(i<0) | (i>=len(self))]
-    if bad.size: raise IndexError(f"index {bad.flat[0]} is not in the set; its {len(self)} pictures count from 0 to {len(self)-1}.")
+    if bad.size:
+        raise IndexError(
+            f"index {bad.flat[0]} is not in the set; its {len(self)} pictures count from 0 to {len(self)-1}.")
     return np.stack(np.unravel_index(i, self.sizes), -1)
 
 # %% ../nbs/engine/shapes.ipynb #cd05aa59
@@ -68,135 +81,173 @@ def __getitem__(self:FactorImages, i):
 @patch
 def images(self:FactorImages,
     factors, # (..., k) whole numbers
-)->Tensor: # (..., C, H, W) uint8
+)->Tensor:   # (..., C, H, W) uint8
     "The pictures with these factors. Raises `ValueError` that names the factor."
     return self[self.index(factors)]
 
 # %% ../nbs/engine/shapes.ipynb #19a0c3b3
 @patch
 def sample(self:FactorImages,
-    n:int, # how many
-    rng=None, # numpy Generator, or a seed for one; None: a seed from the system
-    **fixed, # name of a factor = its value, one whole number or (n,) of them
+    n:int,     # how many
+    rng=None,  # numpy Generator, or a seed for one; None: a seed from the system
+    **fixed,   # name of a factor = its value, one whole number or (n,) of them
 )->np.ndarray: # (n, k) int64
-    "Draw factors uniformly, the `fixed` ones excepted. Raises `ValueError` for a factor or value that the set doesn't have."
+    """Draw factors uniformly, the `fixed` ones excepted. Raises `ValueError` for a factor or value that the set doesn't
+    have."""
     f = np.random.default_rng(rng).integers(self.sizes, size=(n, len(self.names)))
     for name,v in fixed.items():
-        if name not in self.names: raise ValueError(f"sample: there is no factor {name!r}; the factors are {', '.join(self.names)}.")
-        v = _whole(v, name)
-        if v.shape not in ((),(n,)): raise ValueError(f"sample: {name} has shape {v.shape}; give one value, or n={n} of them.")
+        if name not in self.names:
+            raise ValueError(f"sample: there is no factor {name!r}; the factors are {', '.join(self.names)}.")
+        v = _whole_numbers(v, name)
+        if v.shape not in ((),(n,)):
+            raise ValueError(f"sample: {name} has shape {v.shape}; give one value, or n={n} of them.")
         f[:,self.names.index(name)] = v
     self.index(f)
     return f
 
 # %% ../nbs/engine/shapes.ipynb #19a00cfc
-_wall,_radius,_height,_pitch,_focal = 2.3,3.6,1.55,np.radians(14.5),2.5 # the room's walls; the camera's circle, its height, pitch and focal length
-_fine = 2 # rays per pixel and axis
+WALL = 2.3               # where the two walls stand
+CAMERA_RADIUS = 3.6      # of the camera's circle
+CAMERA_HEIGHT = 1.55
+PITCH = np.radians(14.5) # of the camera, downward
+FOCAL = 2.5
+RAYS = 2                 # per pixel and axis
 
-def _camera(orientation):
+def _camera_rays(orientation):
     "Where the rays start, (3, 1), and where they go, (3, number of rays)"
     a = np.radians(45+orientation)
-    forward,right = np.array([np.cos(a)*np.cos(_pitch), np.sin(a)*np.cos(_pitch), -np.sin(_pitch)]),np.array([np.sin(a), -np.cos(a), 0])
-    u = (np.arange(64*_fine)+.5)/(32*_fine) - 1
+    forward = np.array([np.cos(a)*np.cos(PITCH), np.sin(a)*np.cos(PITCH), -np.sin(PITCH)])
+    right = np.array([np.sin(a), -np.cos(a), 0])
+    u = (np.arange(64*RAYS)+.5)/(32*RAYS) - 1
     v,u = (m.ravel() for m in np.meshgrid(-u, u, indexing='ij'))
-    d = np.outer(right, u) + np.outer(np.cross(right, forward), v) + _focal*forward[:,None]
-    return np.array([[-_radius*np.cos(a)], [-_radius*np.sin(a)], [_height]]),d
+    d = np.outer(right, u) + np.outer(np.cross(right, forward), v) + FOCAL*forward[:,None]
+    return np.array([[-CAMERA_RADIUS*np.cos(a)], [-CAMERA_RADIUS*np.sin(a)], [CAMERA_HEIGHT]]),d
 
 # %% ../nbs/engine/shapes.ipynb #30f85b98
 def _dot(a, b): return sum(x*y for x,y in zip(a, b))
 
-def _slab(o, d, h):
+def _slab_interval(o, d, h):
+    "Where the coordinate `o + t d` is between -h and h"
     t0,t1 = (-h-o)/d,(h-o)/d
     return np.minimum(t0, t1),np.maximum(t0, t1)
 
-def _round(o, d, r):
+def _ball_interval(o, d, r):
     "Interval inside a ball, or inside a pillar if `o` and `d` leave out z"
     a,b = _dot(d, d),_dot(o, d)
     root = np.sqrt(b*b - a*(_dot(o, o)-r*r))
     return (-b-root)/a,(root-b)/a
 
-def _enter(*intervals):
+def _first_in_all(*intervals):
     "First `t` that lies in all of the intervals, infinite if none does"
-    t0,t1 = (reduce(ends) for reduce,ends in zip((np.maximum.reduce, np.minimum.reduce), zip(*intervals)))
+    starts,ends = zip(*intervals)
+    t0,t1 = np.maximum.reduce(starts),np.minimum.reduce(ends)
     return np.where(t0<t1, t0, np.inf)
 
 # %% ../nbs/engine/shapes.ipynb #f4589a69
-def _cube(o, d, r, h): return _enter(*(_slab(a, b, r) for a,b in zip(o, d)))
-def _cylinder(o, d, r, h): return _enter(_round(o[:2], d[:2], r), _slab(o[2], d[2], h))
-def _capsule(o, d, r, h):
-    ends = (_enter(_round((o[0], o[1], o[2]+z), d, r)) for z in {-h, h})
-    return np.minimum.reduce([*ends, _cylinder(o, d, r, h)])
+def _enter_cube(o, d, r, h): return _first_in_all(*(_slab_interval(a, b, r) for a,b in zip(o, d)))
+def _enter_cylinder(o, d, r, h):
+    return _first_in_all(_ball_interval(o[:2], d[:2], r), _slab_interval(o[2], d[2], h))
+def _enter_capsule(o, d, r, h):
+    ends = (_first_in_all(_ball_interval((o[0], o[1], o[2]+z), d, r)) for z in {-h, h})
+    return np.minimum.reduce([*ends, _enter_cylinder(o, d, r, h)])
 
-_bodies = (_cube, .45, .45, .45),(_cylinder, .48, .5, .5),(_capsule, .54, 0., .54),(_capsule, .38, .3, .68) # entry, r, h, half of the height
+class Body(NamedTuple):
+    "An object round the origin"
+    enter:Callable # (o, d, r, h) -> where rays enter it
+    r:float        # half of a cube's side, or radius
+    h:float        # half of the side or of the straight part
+    half:float     # half of its height
+
+BODIES = (Body(_enter_cube, .45, .45, .45), Body(_enter_cylinder, .48, .5, .5),
+          Body(_enter_capsule, .54, 0., .54), Body(_enter_capsule, .38, .3, .68))
 
 # %% ../nbs/engine/shapes.ipynb #1abdfe23
-_lamp = np.array([[-2.3], [-1.], [3.9]])
+LAMP = np.array([[-2.3], [-1.], [3.9]])
 
 def _unit(a): return a/np.sqrt(_dot(a, a))
-def _lambert(p, n, ambient): return ambient + (1-ambient)*_dot(n, _unit(_lamp-p)).clip(0)
+
+def _lambert(p, n, ambient):
+    "Shade of points `p` (3, n) with normals `n`"
+    return ambient + (1-ambient)*_dot(n, _unit(LAMP-p)).clip(0)
 
 def _normal(p, shape):
-    _,r,h,_ = _bodies[shape]
+    "Normals at points `p` (3, n) of an object's surface"
+    r,h = BODIES[shape].r,BODIES[shape].h
     if shape==0: return np.sign(p)*(np.abs(p)==np.abs(p).max(0))
-    if shape==1: return np.where(np.abs(p[2])*r>np.hypot(*p[:2])*h, [[0],[0],[1]]*np.sign(p), _unit(p*[[1],[1],[0]]))
+    if shape==1:
+        flat = np.abs(p[2])*r>np.hypot(*p[:2])*h
+        return np.where(flat, [[0],[0],[1]]*np.sign(p), _unit(p*[[1],[1],[0]]))
     return _unit(np.stack([p[0], p[1], p[2]-p[2].clip(-h, h)]))
 
 # %% ../nbs/engine/shapes.ipynb #ae53edbe
-_k = np.arange(16)+.5
-_disc = _lamp + .5*np.sqrt(_k/16)*np.stack([np.cos(_k*np.pi*(3-5**.5)), np.sin(_k*np.pi*(3-5**.5)), 0*_k])
+def _spiral(n):
+    "Points (3, n) of a level disc of radius 1, spread evenly"
+    k = np.arange(n)+.5
+    angle = k*np.pi*(3-5**.5)
+    return np.sqrt(k/n)*np.stack([np.cos(angle), np.sin(angle), 0*k])
+
+LAMP_POINTS = LAMP + .5*_spiral(16)
 
 def _shadow(p, shape, c, scale):
     "How much of the lamp the object with centre `c` hides from points `p` (3, n) of floor and walls: 0 to 1"
-    (entry,r,h,_),p,hidden = _bodies[shape],(p-c)/scale,np.zeros(p.shape[1])
-    near = np.isfinite(_enter(_round(p, (_lamp-c)/scale-p, 1.2)))
-    p,to = p[:,near,None],((_disc-c)/scale)[:,None]
-    hidden[near] = np.isfinite(entry(p, to-p, r, h)).mean(1)
+    body,p = BODIES[shape],(p-c)/scale
+    hidden = np.zeros(p.shape[1])
+    near = np.isfinite(_first_in_all(_ball_interval(p, (LAMP-c)/scale-p, 1.2)))
+    p = p[:,near,None]
+    rays = ((LAMP_POINTS-c)/scale)[:,None]-p
+    hidden[near] = np.isfinite(body.enter(p, rays, body.r, body.h)).mean(1)
     return hidden
 
 # %% ../nbs/engine/shapes.ipynb #b0a4bcee
 @np.errstate(divide='ignore', invalid='ignore') # rays that miss
-def _scene(scale, shape, orientation):
+def _shade_maps(scale, shape, orientation):
     "Shades of floor, wall and object, (3, 64, 64)"
-    (o,d),(entry,r,h,half) = _camera(orientation),_bodies[shape]
-    c,planes = np.array([[0],[0],[scale*half]]),(np.array([[_wall],[_wall],[0]])-o)/d
-    t = np.stack([*np.where(planes>0, planes, np.inf), entry((o-c)/scale, d/scale, r, h)])
+    body,(o,d) = BODIES[shape],_camera_rays(orientation)
+    c = np.array([[0],[0],[scale*body.half]])
+    planes = (np.array([[WALL],[WALL],[0]])-o)/d
+    t = np.stack([*np.where(planes>0, planes, np.inf), body.enter((o-c)/scale, d/scale, body.r, body.h)])
     p,first = o+t.min(0)*d,t.argmin(0)
+    on_object = first==3
     n = np.stack([-1.*(first==0), -1.*(first==1), 1.*(first==2)])
-    n[:,first==3] = _normal((p[:,first==3]-c)/scale, shape)
+    n[:,on_object] = _normal((p[:,on_object]-c)/scale, shape)
     shade = _lambert(p, n, np.array([.55, .55, .4, .45])[first])
-    shade[first<3] *= 1 - .55*_shadow(p[:,first<3], shape, c, scale)
-    shade = shade*(np.array([1, 1, 0, 2])[first]==np.arange(3)[:,None])
-    return shade.reshape(3, 64, _fine, 64, _fine).mean((2, 4))
+    shade[~on_object] *= 1 - .55*_shadow(p[:,~on_object], shape, c, scale)
+    region = np.array([1, 1, 0, 2])[first]
+    shade = shade*(region==np.arange(3)[:,None])
+    return shade.reshape(3, 64, RAYS, 64, RAYS).mean((2, 4))
 
 # %% ../nbs/engine/shapes.ipynb #d4a8345a
-_hues = np.arange(10)/10
-_palette = (255*np.array([hsv_to_rgb(h, 1, 1) for h in _hues], np.float32)).round() # (10, 3)
+HUES = np.arange(10)/10
+PALETTE = (255*np.array([hsv_to_rgb(h, 1, 1) for h in HUES], np.float32)).round() # (10, 3)
 
 @cache
-def _maps(geometry):
+def _rounded_maps(geometry):
     "Shades of the `geometry`th combination of scale, shape and orientation, in units of 1/4096: (3, 64*64)"
     scale,shape,orientation = np.unravel_index(geometry, (8, 4, 15))
-    return (4096*_scene(.75+scale/14, shape, -30+orientation*30/7)).round().astype(np.float32).reshape(3, -1)
+    maps = _shade_maps(.75+scale/14, shape, -30+orientation*30/7)
+    return (4096*maps).round().astype(np.float32).reshape(3, -1)
 
 # %% ../nbs/engine/shapes.ipynb #0fb08edd
 class Shapes3D(FactorImages):
-    "Rooms with one object, 64x64 RGB, rendered when asked for: the six factors of the public set 3D Shapes with its 480,000 combinations, in its order (paper, Figure 7). Shapes are cube, cylinder, ball, capsule."
-    def __init__(self): super().__init__(dict(floor_hue=_hues, wall_hue=_hues, object_hue=_hues,
+    """Rooms with one object, 64x64 RGB, rendered when asked for: the six factors of the public set 3D Shapes with its
+    480,000 combinations, in its order (paper, Figure 7). Shapes are cube, cylinder, ball, capsule."""
+    def __init__(self): super().__init__(dict(floor_hue=HUES, wall_hue=HUES, object_hue=HUES,
         scale=np.linspace(.75, 1.25, 8), shape=np.arange(4), orientation=np.linspace(-30, 30, 15)))
     def _fetch(self, i):
-        maps = np.array([_maps(g) for g in (i%480).tolist()], np.float32).reshape(-1, 3, 64*64)
-        x = _palette[self.factors(i)[:,:3]].swapaxes(1, 2) @ maps
+        maps = np.array([_rounded_maps(g) for g in (i%480).tolist()], np.float32).reshape(-1, 3, 64*64)
+        x = PALETTE[self.factors(i)[:,:3]].swapaxes(1, 2) @ maps
         return ((x+2048)/4096).astype(np.uint8).reshape(-1, 3, 64, 64)
 
 # %% ../nbs/engine/shapes.ipynb #15e32459
-_angles = np.linspace(0, 2*np.pi, 40)
+SPRITE_ANGLES = np.linspace(0, 2*np.pi, 40)
 
 @cache
-def _sprite(kind):
+def _silhouette(kind):
     "The `kind`th combination of shape, scale and orientation: (33, 33), 0 or 1"
     shape,scale,turn = np.unravel_index(kind, (3, 6, 40))
     y,x = np.mgrid[16:-17:-1,-16:17]/(.5+scale/10)
-    x,y = x*np.cos(_angles[turn])+y*np.sin(_angles[turn]),y*np.cos(_angles[turn])-x*np.sin(_angles[turn])
+    cos,sin = np.cos(SPRITE_ANGLES[turn]),np.sin(SPRITE_ANGLES[turn])
+    x,y = x*cos+y*sin,y*cos-x*sin
     if shape==0: return (np.maximum(abs(x), abs(y))<=10.8).astype(np.uint8)
     if shape==1: return ((x/15)**2+(y/8.5)**2<=1).astype(np.uint8)
     x,y = x/11.5,y/11.5+.12
@@ -204,61 +255,83 @@ def _sprite(kind):
 
 # %% ../nbs/engine/shapes.ipynb #c27aeb65
 class Sprites(FactorImages):
-    "White silhouettes, 64x64 of one channel, 0 or 1, rendered when asked for: the factors of the public set dSprites with its 737,280 combinations, in its order. Shapes are square, ellipse, heart."
+    """White silhouettes, 64x64 of one channel, 0 or 1, rendered when asked for: the factors of the public set dSprites
+    with its 737,280 combinations, in its order. Shapes are square, ellipse, heart."""
     n_levels = 2
-    def __init__(self): super().__init__(dict(shape=np.arange(1, 4), scale=np.linspace(.5, 1, 6), orientation=_angles, x=np.linspace(0, 1, 32), y=np.linspace(0, 1, 32)))
+    def __init__(self): super().__init__(dict(shape=np.arange(1, 4), scale=np.linspace(.5, 1, 6),
+        orientation=SPRITE_ANGLES, x=np.linspace(0, 1, 32), y=np.linspace(0, 1, 32)))
     def _fetch(self, i):
         kind,x,y = np.unravel_index(i, (720, 32, 32))
-        out,place = np.zeros((len(i), 1, 64, 64), np.uint8),np.arange(33)
-        out[np.arange(len(i))[:,None,None],0,(y[:,None]+place)[:,:,None],(x[:,None]+place)[:,None]] = np.array([_sprite(k) for k in kind.tolist()], np.uint8).reshape(-1, 33, 33)
+        out = np.zeros((len(i), 1, 64, 64), np.uint8)
+        side = np.arange(33)
+        rows,cols = (y[:,None]+side)[:,:,None],(x[:,None]+side)[:,None]
+        silhouettes = np.array([_silhouette(k) for k in kind.tolist()], np.uint8).reshape(-1, 33, 33)
+        out[np.arange(len(i))[:,None,None],0,rows,cols] = silhouettes
         return out
 
 # %% ../nbs/engine/shapes.ipynb #5694e7d6
-def _grid(labels, names, file):
+def _values_of_factors(labels, names, file):
     "Dict of names and values, from labels (N, k) that are all combinations in order"
     values = [np.unique(v.round(9)) for v in labels.T]
     sizes = tuple(map(len, values))
-    f = np.unravel_index(np.arange(len(labels)), sizes) if np.prod(sizes)==len(labels)>0 else None
-    if len(values)!=len(names) or f is None or not np.allclose(labels, np.stack([v[i] for v,i in zip(values, f)], 1), rtol=0, atol=1e-8):
-        raise ValueError(f"{file}: its {len(labels)} labels are not all combinations of {', '.join(names)} in order, the last one fastest. Is it the whole, original file?")
+    complete = len(values)==len(names) and np.prod(sizes)==len(labels)>0
+    if complete:
+        f = np.unravel_index(np.arange(len(labels)), sizes)
+        in_order = np.stack([v[i] for v,i in zip(values, f)], 1)
+        complete = np.allclose(labels, in_order, rtol=0, atol=1e-8)
+    if not complete:
+        raise ValueError(
+            f"{file}: its {len(labels)} labels are not all combinations of {', '.join(names)} in order, the last one "
+            "fastest. Is it the whole, original file?")
     return dict(zip(names, values))
 
-def _need(file, found, wanted):
-    if missing := [k for k in wanted if k not in found]: raise ValueError(f"{file} lacks {' and '.join(missing)}; it has {', '.join(found) or 'nothing'}.")
+def _check_present(file, found, wanted):
+    if missing := [k for k in wanted if k not in found]:
+        raise ValueError(f"{file} lacks {' and '.join(missing)}; it has {', '.join(found) or 'nothing'}.")
 
-def _file(path, hint):
+def _existing_file(path, hint):
     if not Path(path).is_file(): raise FileNotFoundError(f"path is {str(path)!r}, which is no file. {hint}")
     return Path(path)
 
 # %% ../nbs/engine/shapes.ipynb #32764bbd
 def _open_h5(path):
+    "The file, open for reading"
     try: import h5py
-    except ImportError as e: raise ImportError("Shapes3DFile reads its file with h5py, which is not installed: pip install h5py") from e
+    except ImportError as e:
+        raise ImportError("Shapes3DFile reads its file with h5py, which is not installed: pip install h5py") from e
     try: return h5py.File(path)
-    except OSError as e: raise ValueError(f"{path} cannot be read as an HDF5 file ({e}). Was it loaded completely?") from e
+    except OSError as e:
+        raise ValueError(f"{path} cannot be read as an HDF5 file ({e}). Was it loaded completely?") from e
 
 # %% ../nbs/engine/shapes.ipynb #0cc41bd9
 class Shapes3DFile(FactorImages):
-    "The public set 3D Shapes, read batch by batch from its file (Burgess and Kim, 2018; paper, Figure 7). Raises `ImportError` without h5py, `FileNotFoundError`, or `ValueError` for another file."
+    """The public set 3D Shapes, read batch by batch from its file (Burgess and Kim, 2018; paper, Figure 7). Raises
+    `ImportError` without h5py, `FileNotFoundError`, or `ValueError` for another file."""
     def __init__(self,
         path, # 3dshapes.h5: images (N, 64, 64, 3) uint8 and labels (N, 6)
     ):
-        self.path = _file(path, 'The set 3dshapes.h5 is found through github.com/google-deepmind/3d-shapes.')
+        self.path = _existing_file(path, 'The set 3dshapes.h5 is found through github.com/google-deepmind/3d-shapes.')
         with _open_h5(self.path) as f:
-            _need(path, f, ('images','labels'))
+            _check_present(path, f, ('images','labels'))
             x,labels = f['images'],f['labels'][()]
-            if x.shape!=(len(labels), 64, 64, 3) or x.dtype!=np.uint8 or labels.ndim!=2: raise ValueError(f"{path}: images are {x.dtype} {x.shape} and labels {labels.shape}; 3D Shapes has uint8 (N, 64, 64, 3) and (N, 6).")
-        super().__init__(_grid(labels, ('floor_hue','wall_hue','object_hue','scale','shape','orientation'), path))
+            if x.shape!=(len(labels), 64, 64, 3) or x.dtype!=np.uint8 or labels.ndim!=2:
+                raise ValueError(
+                    f"{path}: images are {x.dtype} {x.shape} and labels {labels.shape}; "
+                    "3D Shapes has uint8 (N, 64, 64, 3) and (N, 6).")
+        names = 'floor_hue','wall_hue','object_hue','scale','shape','orientation'
+        super().__init__(_values_of_factors(labels, names, path))
     def _fetch(self, i):
         once,back = np.unique(i, return_inverse=True)
         with _open_h5(self.path) as f: return np.ascontiguousarray(f['images'][once][back].transpose(0, 3, 1, 2))
 
 # %% ../nbs/engine/shapes.ipynb #f3585c74
-def _bits(file):
+def _packed_pictures(file):
     "The pictures of an open .npy file, (N, 64, 64) of 0 and 1, as bits: (N, 512) uint8"
-    header = np.lib.format
-    shape,fortran,dtype = (header.read_array_header_1_0 if header.read_magic(file)==(1,0) else header.read_array_header_2_0)(file)
-    if shape[1:]!=(64,64) or fortran or dtype!=np.uint8: raise ValueError(f"imgs is {dtype} {shape}; dSprites has uint8 (N, 64, 64) in C order.")
+    npy = np.lib.format
+    read_header = npy.read_array_header_1_0 if npy.read_magic(file)==(1,0) else npy.read_array_header_2_0
+    shape,fortran,dtype = read_header(file)
+    if shape[1:]!=(64,64) or fortran or dtype!=np.uint8:
+        raise ValueError(f"imgs is {dtype} {shape}; dSprites has uint8 (N, 64, 64) in C order.")
     bits = np.empty((shape[0], 512), np.uint8)
     for i in range(0, len(bits), 4096):
         n = min(4096, len(bits)-i)
@@ -269,18 +342,23 @@ def _bits(file):
 
 # %% ../nbs/engine/shapes.ipynb #9e03e7cd
 class DSpritesFile(FactorImages):
-    "The public set dSprites, kept in memory as bits (Matthey and others, 2017); its colour, of one value, is left out. Raises `FileNotFoundError`, or `ValueError` for another file."
+    """The public set dSprites, kept in memory as bits (Matthey and others, 2017); its colour, of one value, is left
+    out. Raises `FileNotFoundError`, or `ValueError` for another file."""
     n_levels = 2
     def __init__(self,
         path, # dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz: imgs (N, 64, 64) uint8 and latents_values (N, 6)
     ):
-        path = _file(path, 'The set is found through github.com/google-deepmind/dsprites-dataset.')
+        path = _existing_file(path, 'The set is found through github.com/google-deepmind/dsprites-dataset.')
         try:
             with zipfile.ZipFile(path) as arrays:
-                _need('the archive', arrays.namelist(), ('imgs.npy','latents_values.npy'))
-                with arrays.open('latents_values.npy') as file: labels = np.lib.format.read_array(file, allow_pickle=False)
-                with arrays.open('imgs.npy') as file: self.bits = _bits(file)
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as e: raise ValueError(f"{path} cannot be read as dSprites ({e}).") from e
-        if labels.shape!=(len(self.bits), 6): raise ValueError(f"{path}: there are {len(self.bits)} pictures and labels {labels.shape}; dSprites has labels (N, 6).")
-        super().__init__(_grid(labels[:,1:], ('shape','scale','orientation','x','y'), path))
+                _check_present('the archive', arrays.namelist(), ('imgs.npy','latents_values.npy'))
+                with arrays.open('latents_values.npy') as file:
+                    labels = np.lib.format.read_array(file, allow_pickle=False)
+                with arrays.open('imgs.npy') as file: self.bits = _packed_pictures(file)
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+            raise ValueError(f"{path} cannot be read as dSprites ({e}).") from e
+        n = len(self.bits)
+        if labels.shape!=(n, 6):
+            raise ValueError(f"{path}: there are {n} pictures and labels {labels.shape}; dSprites has labels (N, 6).")
+        super().__init__(_values_of_factors(labels[:,1:], ('shape','scale','orientation','x','y'), path))
     def _fetch(self, i): return np.unpackbits(self.bits[i], axis=1).reshape(-1, 1, 64, 64)

@@ -138,7 +138,7 @@ def test_factors_of_the_public_sets(cls, names, sizes, n, ends):
     assert (s.names, s.sizes, len(s))==(names, sizes, n)
     for v,size,(lo,hi) in zip(s.values, sizes, ends): np.testing.assert_allclose(v, np.linspace(lo, hi, size), rtol=0, atol=1e-12)
 
-@pytest.mark.parametrize('cls, cached', [(Shapes3D, '_maps'), (Sprites, '_sprite')])
+@pytest.mark.parametrize('cls, cached', [(Shapes3D, '_rounded_maps'), (Sprites, '_silhouette')])
 def test_rendering_again_gives_the_same(cls, cached):
     i = cls().index(cls().sample(20, rng=8))
     x = cls()[i]
@@ -197,8 +197,8 @@ def test_rooms_against_a_slow_renderer(shape):
     rng,s = np.random.default_rng(shape),Shapes3D()
     off = seen = 0
     for f in s.sample(3, rng, shape=shape):
-        x,colours = s.images(f),shapes._palette[f[:3]]
-        spots = np.argwhere(shapes._maps(int(s.index(f))%480)[2].reshape(64, 64)>0)
+        x,colours = s.images(f),shapes.PALETTE[f[:3]]
+        spots = np.argwhere(shapes._rounded_maps(int(s.index(f))%480)[2].reshape(64, 64)>0)
         for row,col in [*rng.permutation(spots)[:40], *zip(rng.integers(20, 60, 40), rng.integers(14, 60, 40))]:
             want = np.zeros(3)
             for dy in (.25,.75):
@@ -213,12 +213,12 @@ def test_shadow_leaves_no_point_out():
     "Only some points get all rays to the lamp; here all points of floor and a wall do"
     a,b = (v.ravel() for v in np.meshgrid(np.linspace(-3, 2.3, 120), np.linspace(-3, 2.3, 120)))
     points = np.stack([np.r_[a, 0*a+2.3], np.r_[b, b], np.r_[0*a, abs(a)]])
-    for shape,(entry,r,h,half) in enumerate(shapes._bodies):
+    for shape,(entry,r,h,half) in enumerate(shapes.BODIES):
         for scale in (.75,1.25):
             c = np.array([[0], [0], [scale*half]])
             with np.errstate(all='ignore'):
                 got = shapes._shadow(points, shape, c, scale)
-                want = np.mean([np.isfinite(entry((points-c)/scale, (lamp[:,None]-points)/scale, r, h)) for lamp in shapes._disc.T], 0)
+                want = np.mean([np.isfinite(entry((points-c)/scale, (lamp[:,None]-points)/scale, r, h)) for lamp in shapes.LAMP_POINTS.T], 0)
             assert (got==want).all() and (want[:14400]==1).any() and (want[:14400]%1>0).any()
 
 def test_rooms_of_one_colour_differ():
