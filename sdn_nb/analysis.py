@@ -365,7 +365,7 @@ def redraw_block(
         raise ValueError(f"redraw_block: `block` must be from 0, the top, to {L-1}, got {block!r}.")
     z = [v.expand(n, -1, -1, -1) for v in z]
     with at_rest(model, seed) as g:
-        new = model._down(n, z[0].shape[2:], zs=z[:block], generator=g)[2][block]
+        new = model.down(n, z[0].shape[2:], zs=z[:block], generator=g)[2][block]
         return model.decode([*z[:block], new, *z[block+1:]])
 
 # %% ../nbs/10_analysis.ipynb #93fe5840

@@ -460,6 +460,3 @@ def from_published(cls:SDNVAE,
         model.load_state_dict(state)
     if notes := published.remarks(state): warnings.warn('from_published: '+'; '.join(notes)+'.', stacklevel=2)
     return model.eval()
-
-# %% ../nbs/04_vae.ipynb #421ba29f
-SDNVAE._down,SDNVAE._top_size = SDNVAE.down,SDNVAE.top_size # their names until analysis and explore use the public ones
