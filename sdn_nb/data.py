@@ -223,38 +223,44 @@ def _cut(k):
 # %% ../nbs/06_data.ipynb #eeb7e2f7
 def image_sets(
     name:str, # name of the set
-    train:np.ndarray, # training images, (N, C, H, W) uint8, values 0 to levels-1; overwritten where `valid` is None
+    train:np.ndarray, # training images, (N, C, H, W) uint8, values 0 to levels-1
     valid:np.ndarray=None, # validation images; None cuts a tenth of `train` off, at most 5,000, the same for every seed
     test:np.ndarray=None, # test images; None where there are none
     levels:int=256, # how many values a pixel can take
     flip:bool=False, # may training mirror an image left to right?
     split:str='', # how the parts were told apart, a sentence; made up if ''
     version:str='', # which edition of the set
+    overwrite:bool=False, # where validation is cut off: move images within `train` and spare a copy of it?
 )->tuple: # sets for training, validation and test (or None), and a DataInfo
-    "What a source of `register_dataset` is to give, from arrays. Raises `ValueError` for an array that holds no images"
+    """What a source of `register_dataset` is to give, from arrays, which stay as they are unless `overwrite` is set.
+    Raises `ValueError` for an array that holds no images, or impossible `levels`"""
+    _check_levels(levels)
     given = [(n,k) for n,k in dict(train=train, valid=valid, test=test).items() if k is not None]
-    for n,k in given: _check_array(name, n, k, train.shape[1:], levels)
+    for n,k in given: _check_array(name, n, k, train, levels)
     digest = _sha256(*(k for _,k in given))
     if valid is None:
         if len(train)<2:
             raise ValueError(f"image_sets: `train` of {name} holds 1 image; training and validation need 2.")
-        train,valid = _cut(train)
+        train,valid = _cut(train if overwrite else train.copy())
         drawn = f'{len(valid):,} validation images were drawn from the training images, the same for every seed.'
         split = split or drawn
     n_test = 0 if test is None else len(test)
     info = DataInfo(
         name, train.shape[1], train.shape[2:], levels, len(train), len(valid), digest,
         split or 'As the arrays were given.', n_test, version)
-    return TensorImages(train, flip),TensorImages(valid),None if test is None else TensorImages(test),info
+    def whole(k): return k.copy() if min(k.strides)<0 else k # torch knows no reversed axes
+    test_set = None if test is None else TensorImages(whole(test))
+    return TensorImages(whole(train), flip),TensorImages(whole(valid)),test_set,info
 
 # %% ../nbs/06_data.ipynb #b21b9b9a
-def _check_array(name, part, k, shape, levels):
-    "Raise a ValueError where an array does not hold images like the others"
+def _check_array(name, part, k, train, levels):
+    "Raise a ValueError where array `k` does not hold images, or not such as `train` holds"
     def refuse(why): raise ValueError(f"image_sets: `{part}` of {name} {why}.")
     if not isinstance(k, np.ndarray) or k.dtype!=np.uint8 or k.ndim!=4:
         refuse(f"must be a uint8 array (N, C, H, W), got {getattr(k, 'dtype', type(k).__name__)} {tuple(np.shape(k))}")
     if not len(k) or k.shape[1] not in (1,3): refuse(f"must hold images of 1 or 3 channels, got shape {k.shape}")
-    if k.shape[1:]!=shape: refuse(f"has images of shape {k.shape[1:]}, but those of `train` are {shape}")
+    if k.shape[1:]!=train.shape[1:]:
+        refuse(f"has images of shape {k.shape[1:]}, but those of `train` are {train.shape[1:]}")
     if levels<256 and k.max()>=levels: refuse(f"holds the value {k.max()}, but `levels` is {levels}")
 
 # %% ../nbs/06_data.ipynb #1b6d4720
@@ -264,7 +270,7 @@ def _published(name, flip, train, test, version='', called='test'):
     split = (
         f'{n_valid:,} validation images were drawn from the published training images, the same for every seed; '
         f'test is the published {called} set.')
-    return image_sets(name, train, None, test, flip=flip, split=split, version=version)
+    return image_sets(name, train, None, test, flip=flip, split=split, version=version, overwrite=True)
 
 def _fashion_mnist(seed, flip, path): return _published('fashion_mnist', bool(flip), *read_fashion_mnist(path))
 def _cifar10(seed, flip, path): return _published('cifar10', flip is None or flip, *read_cifar10(path))
@@ -303,7 +309,9 @@ class FileImages:
         mode:str, # PIL mode, L (grey) or RGB
         image_size:tuple, # (H, W) in pixels; another size is resized and its centre cropped
         flip:bool=False, # may training mirror an image left to right?
-    ): self.files,self.mode,self.image_size,self.flip = files,mode,image_size,flip
+    ):
+        self.files,self.flip = files,flip
+        self.mode,self.image_size = mode,image_size
     def __len__(self): return len(self.files)
     def __getitem__(self, i):
         if isinstance(i, list): return torch.stack([self[j] for j in i]) # (B, C, H, W)
@@ -492,12 +500,15 @@ def register_dataset(
     DATASETS[name] = DataSet(source, levels)
 
 # %% ../nbs/06_data.ipynb #8f527452
-for _name,_source in dict(
-    digits=_digits, photos=_photos, fashion_mnist=_fashion_mnist, cifar10=_cifar10, imagenet32=_imagenet32).items():
-    register_dataset(_name, _source)
+register_dataset('digits', _digits)
+register_dataset('photos', _photos)
+register_dataset('fashion_mnist', _fashion_mnist)
+register_dataset('cifar10', _cifar10)
+register_dataset('imagenet32', _imagenet32)
 register_dataset('celebahq256', _celebahq256, levels=32) # 5 bits, as in the paper
-for _name,_source in {'shapes3d': _shapes3d, '3dshapes': _3dshapes, 'dsprites': _dsprites}.items():
-    register_dataset(_name, _source)
+register_dataset('shapes3d', _shapes3d)
+register_dataset('3dshapes', _3dshapes)
+register_dataset('dsprites', _dsprites)
 
 # %% ../nbs/06_data.ipynb #2ccbad00
 def _as_folder(name, path=None):
@@ -527,14 +538,17 @@ def _check_source(name, given):
         f"get_dls: the source of {name!r} must give sets for training, validation and test (or None), and a DataInfo, "
         f"as image_sets does; there is no {what}.")
 
-def _open(name, path, size, seed, flip):
-    "The sets for training, validation and test (or None), and what they are"
-    if not (isinstance(name, str) and name in DATASETS): return _folder(_as_folder(name, path), size, seed, flip)
-    *sets,info = _check_source(name, DATASETS[name].source(seed, flip, path))
-    h,w = info.image_size
-    if size is not None and _hw(size)!=(h,w):
-        raise ValueError(f"size is {size}, but {name} are {h}x{w}; only a folder can be resized. Leave size out.")
-    return *sets,info
+def _open(name, path, size, seed, flip, levels):
+    "A list of the sets for training, validation and test (or None), and what they are"
+    known = DATASETS.get(name) if isinstance(name, str) else None
+    if known is None: *sets,info = _folder(_as_folder(name, path), size, seed, flip)
+    else:
+        *sets,info = _check_source(name, known.source(seed, flip, path))
+        h,w = info.image_size
+        if size is not None and _hw(size)!=(h,w):
+            raise ValueError(f"size is {size}, but {name} are {h}x{w}; only a folder can be resized. Leave size out.")
+        if levels is None: levels = known.levels
+    return _with_levels(sets, info, info.levels if levels is None else levels)
 
 # %% ../nbs/06_data.ipynb #2e137d14
 def get_dls(
@@ -560,10 +574,7 @@ def get_dls(
     if not isinstance(seed, Integral) or not 0<=seed<2**32:
         raise ValueError(f"seed is {seed!r}; it must be a whole number from 0 to 2**32-1.")
     bs,seed = int(bs),int(seed)
-    *sets,info = _open(name_or_folder, path, size, seed, flip)
-    if levels is None and isinstance(name_or_folder, str) and name_or_folder in DATASETS:
-        levels = DATASETS[name_or_folder].levels
-    (train,*others),info = _with_levels(sets, info, info.levels if levels is None else levels)
+    (train,*others),info = _open(name_or_folder, path, size, seed, flip, levels)
     if num_workers is None: num_workers = train.num_workers
     kw = dict(bs=bs, seed=seed, num_workers=num_workers, after_batch=ToUnit(info.levels))
     first = ImageDL(train, shuffle=True, drop_last=len(train)>=bs, **kw)

@@ -395,7 +395,7 @@ def test_registered_set(registered):
     asked = []
     def source(seed, flip, path):
         asked.append((seed, flip, path))
-        return image_sets('mine', k.copy(), test=k[:5], flip=bool(flip), version='2')
+        return image_sets('mine', k, test=k[:5], flip=bool(flip), version='2')
     register_dataset('mine', source, levels=32)
     dls = dls_of('mine', bs=9, seed=3, flip=True, path='somewhere')
     info = dls.info
@@ -414,6 +414,30 @@ def test_arrays_given_in_parts_stay_as_they_are(registered):
     assert dls.info.split=='By hand.' and dls.test is None and dls.info.levels==17
     same(to_levels(epoch(dls.valid), 17), torch.tensor(valid))
 
+def test_a_registered_set_is_the_same_each_time_it_is_opened(registered):
+    k = noise(200, 1, 4, 4)
+    before = k.copy()
+    register_dataset('mine', lambda seed, flip, path: image_sets('mine', k))
+    a,b = dls_of('mine'),dls_of('mine', seed=1)
+    assert np.array_equal(k, before) and a.info==b.info
+    same(a.train_ds.levels, b.train_ds.levels); same(a.valid_ds.levels, b.valid_ds.levels)
+    assert rows(b.train_ds.levels)|rows(b.valid_ds.levels)==rows(torch.tensor(k)) and not rows(b.train_ds.levels)&rows(b.valid_ds.levels)
+
+def test_overwriting_saves_memory_and_changes_nothing():
+    k = noise(200, 1, 4, 4)
+    *kept,info = image_sets('mine', k)
+    *moved,same_info = image_sets('mine', k, overwrite=True)
+    assert info==same_info and np.shares_memory(moved[0].levels.numpy(), k) and not np.shares_memory(kept[0].levels.numpy(), k)
+    for a,b in zip(kept[:2], moved[:2]): same(a.levels, b.levels)
+
+def test_arrays_in_any_layout():
+    k = noise(20, 4, 6, 3)
+    turned = [k[:,:,:,::-1].transpose(0,3,1,2), np.broadcast_to(k[:1].transpose(0,3,1,2), (20,3,4,6))]  # channels last and reversed; read-only
+    for a in turned:
+        train,valid,_,info = image_sets('mine', a, test=a)
+        assert (info.channels, info.image_size, info.n_train, info.n_valid)==(3, (4,6), 18, 2)
+        assert rows(train.levels)|rows(valid.levels)==rows(torch.tensor(np.array(a)))
+
 @pytest.mark.parametrize('name,source,words', [('digits', image_sets, "a data set 'digits' already"), ('a/b', image_sets, 'a word of letters'),
     ('', image_sets, 'a word of letters'), (3, image_sets, 'a word of letters'), ('mine', 'file.npy', 'a function of')])
 def test_registering_refused(registered, name, source, words):
@@ -426,6 +450,7 @@ def test_a_source_that_gives_something_else(registered, give, words):
     with pytest.raises(ValueError, match=f"the source of 'mine'.*{words}"): get_dls('mine')
 
 @pytest.mark.parametrize('arrays,words', [(dict(train=noise(9,1,4,4).astype(float)), '`train` of mine must be a uint8 array'), (dict(train=noise(9,4,4)), 'must be a uint8 array'),
+    (dict(train=[[1]]), '`train` of mine must be a uint8 array .*got list'), (dict(train=torch.zeros(9,1,4,4).byte()), 'must be a uint8 array'), (dict(train=noise(9,1,4,4), levels=257), 'n_levels is 257'),
     (dict(train=noise(9,2,4,4)), '1 or 3 channels'), (dict(train=noise(9,1,4,4), valid=noise(0,1,4,4)), '`valid` of mine must hold images'),
     (dict(train=noise(9,1,4,4), test=noise(2,1,4,5)), '`test` of mine has images of shape'), (dict(train=noise(9,1,4,4), levels=17), 'holds the value'), (dict(train=noise(1,1,4,4)), 'holds 1 image')])
 def test_arrays_that_hold_no_images(arrays, words):

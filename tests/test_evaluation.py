@@ -1,5 +1,6 @@
 "Importance-weighted likelihood where the truth is known; portions, memory and randomness; what an interruption leaves."
-import json, math, multiprocessing, os, signal
+import itertools, json, math, multiprocessing, os, signal
+from types import SimpleNamespace
 import numpy as np, pytest, torch
 from fastai.basics import DataLoader
 from torch import nn
@@ -126,6 +127,23 @@ def test_elbo_bpd_is_the_mean_of_its_estimate():
     e = elbo_estimate(model, dl, 3, progress=False)
     assert elbo_bpd(model, dl, 3, progress=False)==e.bpd==pytest.approx(e.bits.mean().item()) and (e.n,e.samples)==(20,1)
     assert '±' in str(e) and str(e).startswith(f'{e.bpd:.3f}')
+
+# Time
+
+def ticking(monkeypatch):
+    "A clock that goes on by a second whenever it is looked at"
+    clock = itertools.count()
+    monkeypatch.setattr('sdn_nb.evaluation.time', SimpleNamespace(monotonic=lambda: next(clock)))
+
+def test_stops_when_time_is_up(monkeypatch, tmp_path):
+    x,kw = images(10),dict(seed=2, bs=16)
+    whole = iw(Linear(off=1.), loader(x), 8, **kw)                      # two images at a time
+    ticking(monkeypatch)
+    part = iw(Linear(off=1.), loader(x), 8, seconds=2.5, file=tmp_path/'iw.jsonl', **kw)
+    assert part.n==6 and torch.equal(part.bits, whole.bits[:6]) and part.bpd==pytest.approx(whole.bits[:6].mean().item())
+    rest = Linear(off=1.)
+    assert torch.equal(iw(rest, loader(x), 8, file=tmp_path/'iw.jsonl', **kw).bits, whole.bits) and len(rest.calls)==2
+    assert iw(Linear(off=1.), loader(x), 8, seconds=0, **kw).n==2       # never none
 
 # Memory and randomness
 
