@@ -103,7 +103,9 @@ class TensorImages:
     def __init__(self,
         levels, # (N, C, H, W) uint8, tensor or array
         flip:bool=False, # may training mirror an image left to right?
-    ): self.levels,self.flip = torch.as_tensor(levels),flip
+    ):
+        if isinstance(levels, np.ndarray): levels = np.require(levels, requirements='W') # torch wants it writable
+        self.levels,self.flip = torch.as_tensor(levels),flip
     def __len__(self): return len(self.levels)
     def __getitem__(self, i): return torch.from_numpy(self.levels.numpy()[i]) # (C, H, W), or (B, C, H, W) for a list
 

@@ -97,7 +97,7 @@ def damaged(work, file, old, new): (work/'a'/file).write_text((work/'a'/file).re
     ('a', ['does not say which images', 'n_valid'], lambda w: damaged(w, 'config.json', '"n_valid": 4,', '')),
     ('a', ['neither a data set', 'nor a folder'], lambda w: damaged(w, 'config.json', '/grey"', '/gone"')),
     ('a', ['evaluation.json is damaged'], lambda w: damaged(w, 'evaluation.json', '{', '')),
-    ('a', ['model.safetensors'], lambda w: spoilt(w/'a', 'model.safetensors', lambda f: f.read_bytes()[:999]))], ids=str)
+    ('a', ['model.safetensors'], lambda w: spoilt(w/'a', 'model.safetensors', lambda f: f.read_bytes()[:999]))], ids=lambda v: 'damage' if callable(v) else str(v))
 def test_refuses(work, line, words, make):
     if make: make(work)
     refused(work, 'sdn_eval', *line.split(), words=words)

@@ -13,7 +13,7 @@ def test_readme_is_made_of_index():
     kept = {p.relative_to(root).as_posix(): p.read_bytes() for p in (root/'index_files').glob('*')}
     assert kept == figures, 'run `python tools/readme.py`'
 
-@pytest.mark.parametrize('command', ['pip install . && sdn_train', 'pip install -e ".[dev]" && nbdev_test && pytest'])
+@pytest.mark.parametrize('command', ['pip install . && sdn_train', 'pip install -e ".[dev]" && nbdev_test && pytest -n 2'])
 def test_readme_has_command(command): assert command in (root/'README.md').read_text(encoding='utf-8').splitlines()
 
 def test_readme_obeys_directives():
