@@ -41,15 +41,7 @@ def interpreted():
     yield
     for name in INTERPRETED: BACKENDS.pop(name, None)
 
-@pytest.fixture(autouse=True)
-def poisoned():
-    "New tensors come filled with NaN; the number of threads is as it was afterwards"
-    torch.manual_seed(0)
-    threads = torch.get_num_threads()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.empty(3).isnan().all() and torch.randn(2).new_empty(3).isnan().all()
-    yield torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures('poisoned')
 
 @cache
 def device_for(name, dtype):

@@ -7,15 +7,7 @@ from test_scan import NAMES, cell, run
 
 if cpp_sweep.compiler() is None: pytest.skip('there is no C++ compiler', allow_module_level=True)
 
-@pytest.fixture(autouse=True)
-def poisoned():
-    "New tensors come filled with NaN; the number of threads is as it was afterwards"
-    torch.manual_seed(0)
-    threads = torch.get_num_threads()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.empty(3).isnan().all()
-    yield torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures('poisoned')
 
 def agree(x, params, direction='right', recompute=False, tol=2e-5):
     "Output and gradients as those of the reference in float64: same shapes and types, error relative to the largest entry; NaN fails"

@@ -155,6 +155,22 @@ def test_anatomy_refused():
     more = cell('# Scan\n\n> A claim\n\nWhy it is made', kind='markdown')
     assert anatomy_faults(book(more, fig)) == ['text in the title cell, which the site drops']
 
+# links
+
+def link_faults(nb, names):
+    "Links of notebook `nb` whose text is a name alone that nbdev makes a link of itself, which breaks both"
+    text = '\n'.join(source(c) for c in nb['cells'] if c['cell_type']=='markdown')
+    return [m[0] for m in re.finditer(r'\[`([\w.]+)`\]\([^)]*\)', text) if m[1].rsplit('.', 1)[-1] in names]
+
+exported_names = {name.rsplit('.', 1)[-1] for syms in importlib.import_module(f'{lib}._modidx').d['syms'].values() for name in syms}
+
+@pytest.mark.parametrize('path', paths, ids=lambda p: p.stem)
+def test_links(path): assert link_faults(load(path), exported_names) == []
+
+def test_links_refused():
+    text = 'A [`scan`](00_scan.ipynb), a [`vae`](04_vae.ipynb), [a `scan`](00_scan.ipynb), `scan`'
+    assert link_faults(book(cell(text, kind='markdown')), {'scan'}) == ['[`scan`](00_scan.ipynb)']
+
 # documentation of what is exported
 
 def doc_faults(sym):

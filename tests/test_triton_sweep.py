@@ -13,14 +13,12 @@ device = 'cuda' if cuda else 'cpu'
 
 kernels = triton_sweep if cuda else interpreted_kernels()
 
+pytestmark = pytest.mark.usefixtures('poisoned')
+
 @pytest.fixture(autouse=True)
-def poisoned():
-    "New tensors come filled with NaN; no sweep is remembered"
-    torch.manual_seed(0)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.empty(3, device=device).isnan().all() and torch.randn(2).new_empty(3).isnan().all()
+def forgotten():
+    "No sweep is remembered"
     yield kernels._sweeps.clear()
-    torch.use_deterministic_algorithms(False)
 
 fp32,fp16,bf16 = torch.float32,torch.float16,torch.bfloat16
 # relative to the largest entry. Under the interpreter bf16 is cut off where a GPU rounds to nearest
