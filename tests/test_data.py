@@ -6,6 +6,7 @@ from fastai.basics import F, Learner, defaults, nn
 from PIL import Image
 from sdn_nb.data import DataInfo, FileImages, ImageDL, TensorImages, get_dls, image_sets, register_dataset, show_images, to_levels, to_unit
 from sdn_nb.data import _photo_crops
+from sdn_nb.saving import model_folder
 
 def dls_of(name, num_workers=0, **kw): return get_dls(name, device='cpu', num_workers=num_workers, **kw)
 def epoch(dl): return torch.cat([x for x,_ in dl])
@@ -372,8 +373,7 @@ def test_a_folder_called_like_a_set_keeps_its_levels(tmp_path):
 # What a run kept
 
 def test_info_of_an_older_run():
-    from pathlib import Path
-    saved = json.loads((Path(__file__).parent.parent/'sdn_nb'/'models'/'digits'/'config.json').read_text())['data']
+    saved = json.loads((model_folder('digits')/'config.json').read_text())['data']
     assert DataInfo(**saved)==dls_of('digits').info
 
 def test_embedded_sets_have_no_test_part():
