@@ -27,4 +27,4 @@ register_backend(
 # %% ../../nbs/engine/add_a_backend.ipynb #80aa3c93
 register_backend(
     'triton_lines', partial(triton_forward, lines=True), partial(triton_backward, lines=True), triton_buffers,
-    why_not=triton_why_not, suits=lambda x: False, priority=20)
+    why_not=triton_why_not, suits=lambda x: False, priority=-10)
