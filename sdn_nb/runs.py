@@ -12,7 +12,7 @@ __all__ = ['HISTORY', 'CHECKPOINT', 'EVALUATION', 'SAMPLES', 'RECONSTRUCTIONS', 
 import json,re
 from dataclasses import asdict,dataclass,field,fields,replace
 from pathlib import Path
-from .saving import CONFIG, WEIGHTS, atomic
+from .saving import CONFIG, TEMPORARY, WEIGHTS, atomic
 from .vae import PRESETS, preset_recipe
 from .data import DataInfo, get_dls, DATASETS
 
@@ -43,7 +43,8 @@ def is_ours(
     name:str, # name of a file in a run's folder
 )->bool:      # whether a run writes a file of this name, or a killed run may have left it
     "Tell the files of a run from those that somebody else has put beside them"
-    name = re.sub(r'^\.(.*)\.tmp$', r'\1', name)
+    before,after = TEMPORARY.split('{name}')
+    if name.startswith(before) and name.endswith(after): name = name[len(before):-len(after)]
     return name in FILES or any(re.fullmatch(_names_from(t), name) for t in (EPOCH_SAMPLES,PRICES))
 
 # %% ../nbs/engine/runs.ipynb #a06867b4

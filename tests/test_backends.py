@@ -101,7 +101,8 @@ def agree(got, want, tolerance):
     for name,g,w in zip(NAMES, got, want, strict=True):
         assert g.shape==w.shape, name
         if not w.numel(): continue
-        err = ((g.double().cpu()-w).abs().max()/w.abs().max().clamp(min=1e-30)).item()
+        g,w = g.double().cpu(),w.cpu()
+        err = ((g-w).abs().max()/w.abs().max().clamp(min=1e-30)).item()
         if not err<=tolerance: raise AssertionError(f'{name}: error {err:.1e} > {tolerance:.0e}')
 
 def short(v): return 'x'.join(map(str,v)) if isinstance(v, tuple) else str(v).removeprefix('torch.')

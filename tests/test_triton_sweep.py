@@ -5,7 +5,7 @@ import pytest, torch
 from torch import nn
 from sdn_nb import scan
 from sdn_nb.scan import triton_sweep
-from test_backends import interpreted_kernels
+from test_backends import TOLERANCE as tolerance, agree, interpreted_kernels, short
 
 triton = pytest.importorskip('triton')
 cuda = torch.cuda.is_available()
@@ -21,9 +21,6 @@ def forgotten():
     yield kernels._sweeps.clear()
 
 fp32,fp16,bf16 = torch.float32,torch.float16,torch.bfloat16
-# relative to the largest entry. Under the interpreter bf16 is cut off where a GPU rounds to nearest
-tolerance = {fp32: 1e-5, fp16: 4e-3, bf16: 4e-2}
-names = ['y','dx','dweight_ih','dweight_hh','dbias_ih','dbias_hh']
 
 def arguments(size, dtype):
     "A map and a cell's parameters, on the device"
@@ -42,19 +39,10 @@ def reference(args, direction, dy, dtype=torch.float64):
     y = scan.scan_reference(*args, direction)
     return [y.detach(), *torch.autograd.grad(y, args, dy.to(dtype), allow_unused=True, materialize_grads=True)]
 
-def agree(got, want, tol):
-    "Shapes exactly, then relative error; NaN fails"
-    for name,g,w in zip(names, got, want, strict=True):
-        assert g.shape==w.shape, name
-        err = ((g.double()-w).abs().max()/w.abs().max().clamp(min=1e-30)).item() if w.numel() else 0.
-        if not err<=tol: raise AssertionError(f'{name}: error {err:.2e}')
-
 def check(size, dtype, direction, keep, lines):
     args = arguments(size, dtype)
     dy = torch.randn(size).to(device, dtype)
     agree(both_ways(args, direction, keep, dy, lines), reference(args, direction, dy), tolerance[dtype])
-
-def short(v): return 'x'.join(map(str,v)) if isinstance(v, tuple) else str(v).removeprefix('torch.')
 
 both_kernels = pytest.mark.parametrize('lines', [True,False], ids=['lines','whole'])
 

@@ -10,7 +10,7 @@ from typing import Callable, NamedTuple
 import torch
 from torch import Tensor
 from .reference import check_arguments
-from .lines import empty_map, from_lines, is_sideways, to_lines
+from .lines import empty_map, from_lines, n_lines, to_lines
 from .torch_sweep import plain_loop
 
 # %% ../../nbs/engine/op.ipynb #b282fd11
@@ -73,7 +73,7 @@ def _filled(slots): return [t for t in slots if t.ndim>1]
 # %% ../../nbs/engine/op.ipynb #7f756e99
 def _nothing_to_correct(x, direction):
     "Is there no line but the first, or no number at all?"
-    return x.numel()==0 or x.shape[3 if is_sideways(direction) else 2]==1
+    return x.numel()==0 or n_lines(x, direction)==1
 
 _PARAMETERS = 'Tensor weight_ih, Tensor weight_hh, Tensor bias_ih, Tensor bias_hh, str direction'
 
@@ -173,7 +173,7 @@ def scan(
     check_arguments(x, *params, direction)
     x = _as_autocast_wants(x, *params)
     chosen = choose_backend(x, backend)
-    lines = x.shape[3 if is_sideways(direction) else 2]
+    lines = n_lines(x, direction)
     if lines==1: return x.clone() # the first line is kept, and there is no other
     keep = not recompute and torch.is_grad_enabled() and any([t.requires_grad for t in (x, *params)])
     if backend is None and not recompute and BACKENDS[chosen].too_small(x, lines, keep):
