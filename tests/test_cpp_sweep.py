@@ -28,18 +28,61 @@ def test_odd_shapes(shape, recompute):
     torch.set_num_threads(3)
     for direction in DIRECTIONS: agree(torch.randn(shape), cell(shape[1]), direction, recompute)
 
+@pytest.fixture(params=[False,True], ids=['by size','every cut'])
+def cuts(request, monkeypatch):
+    "Work is shared among threads where it pays; or however small it is, positions too"
+    if request.param: monkeypatch.setattr(cpp_sweep, '_ENOUGH', 1), monkeypatch.setattr(cpp_sweep, '_ENOUGH_LINE', 1)
+
+@pytest.mark.parametrize('recompute', [False,True], ids=['keep','recompute'])
+@pytest.mark.parametrize('threads', [1,2,3,5,8,16])
+@pytest.mark.parametrize('shape', [(1,3,9,20),(2,20,11,7),(3,17,6,18),(7,5,4,5),(40,3,5,4)], ids=str)
+def test_threads_share_samples_and_positions(shape, threads, recompute, cuts):
+    torch.set_num_threads(threads)
+    for direction in DIRECTIONS: agree(torch.randn(shape), cell(shape[1]), direction, recompute)
+
+def test_cuts_share_all_the_work_there_is(monkeypatch):
+    cut = lambda threads,*shape: (torch.set_num_threads(threads), cpp_sweep._cut(*shape))[1]
+    assert cut(2, 32,32,8,64)==(2,1)               # samples
+    assert cut(2, 32,32,1,200)==(1,2)              # positions of long lines
+    assert cut(2, 16,16,1,64)==(1,1)               # not of short ones
+    assert cut(16, 8,8,2,4)==(1,1)                 # a small map is one thread's
+    assert cut(2, 32,32,3,200)==(1,2)              # three samples for two threads: 1.5 each instead of 2
+    assert cut(64, 32,32,8,360)==(8,8) or cut(64, 32,32,8,360)[0]==8
+
+@pytest.mark.parametrize('layout', [lambda x: x, lambda x: x.contiguous(memory_format=torch.channels_last), lambda x: x.transpose(2,3).contiguous().transpose(2,3),
+    lambda x: x.permute(3,2,0,1).contiguous().permute(2,3,1,0), lambda x: torch.cat([x,x],1)[:,:x.shape[1]], lambda x: x[:1,:1,:1,:1].expand_as(x), lambda x: torch.cat([x,x],3)[...,::2]],
+    ids=['planes','channels_last','turned','lines','part','expanded','every other'])
 @pytest.mark.parametrize('direction', DIRECTIONS)
-def test_rows_are_computed_alike_wherever_they_lie(direction):
+def test_any_layout(layout, direction):
+    params = cell(6)
+    for shape in ((2,6,5,19),(1,6,17,4)): agree(layout(torch.randn(shape)), params, direction)
+
+def test_without_memory_there_is_an_exception():
+    code = '''
+import resource, torch
+from sdn_nb.scan import scan
+x,p = torch.randn(4,64,64,64,requires_grad=True),list(torch.nn.GRUCell(192,64).parameters())
+torch.set_num_threads(2)
+scan(x,*p,backend='cpp').sum().backward()
+pages = int(open('/proc/self/statm').read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages*resource.getpagesize()+2**22,)*2)
+try: scan(torch.cat([x]*1), *p, backend='cpp').sum().backward()
+except RuntimeError as e: print("can't allocate memory" in str(e))
+'''
+    assert elsewhere(code)=='True'
+
+@pytest.mark.parametrize('direction', DIRECTIONS)
+def test_rows_are_computed_alike_wherever_they_lie(direction, cuts):
     "Bit for bit: threads, other samples in the batch and keeping the gates make no difference"
     x,params = torch.randn(5,20,9,11),[p.detach() for p in cell(20)]
     y = scan(x,*params,direction,backend='cpp')
-    for threads in (2,3,4):
+    for threads in (2,3,4,16):
         torch.set_num_threads(threads)
         assert scan(x,*params,direction,backend='cpp').equal(y)
     assert torch.cat([scan(s,*params,direction,backend='cpp') for s in x.split(1)]).equal(y)
     assert scan(x.clone().requires_grad_(),*params,direction,backend='cpp').equal(y)
 
-def test_threads_change_gradients_by_rounding_alone():
+def test_threads_change_gradients_by_rounding_alone(cuts):
     x,params,grads = torch.randn(4,20,16,9),cell(20),[]
     for threads in (1,2,5):
         torch.set_num_threads(threads)

@@ -5,6 +5,7 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 from sdn_nb.bench import published, saved_bytes
+from sdn_nb.scan.cpp_sweep import compiler
 from sdn_nb.scan import scan, scan_reference, choose_backend, register_backend, BACKENDS, DIRECTIONS
 
 NAMES = ('y','x','weight_ih','weight_hh','bias_ih','bias_hh')
@@ -287,8 +288,18 @@ def test_gradient_lies_as_its_neighbours_want_it(direction):
     x,params = torch.randn(2,3,8,9,requires_grad=True),cell(3)
     h = x.tanh()
     h.register_hook(lambda g: seen.update(first=g))
-    y = scan(h, *params, direction)
+    y = scan(h, *params, direction, backend='torch')
     y.register_hook(lambda g: seen.update(between=g))
-    scan(y, *params, direction).sum().backward()
+    scan(y, *params, direction, backend='torch').sum().backward()
     assert seen['first'].is_contiguous(memory_format=torch.channels_last)
     assert seen['between'].stride()==y.stride()
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format,torch.channels_last], ids=['planes','channels_last'])
+@pytest.mark.parametrize('direction', DIRECTIONS)
+def test_compiled_sweep_keeps_layouts(direction, layout):
+    "channels_last out, whatever goes in; the gradient lies as the map does"
+    if compiler() is None: pytest.skip('there is no C++ compiler')
+    x,params = torch.randn(2,3,8,9).contiguous(memory_format=layout).requires_grad_(),cell(3)
+    y = scan(x, *params, direction, backend='cpp')
+    dx, = torch.autograd.grad(y.sum(), x)
+    assert y.is_contiguous(memory_format=torch.channels_last) and dx.stride()==x.stride()

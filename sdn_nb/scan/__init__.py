@@ -20,7 +20,7 @@ _all_ = ['DIRECTIONS','scan_reference','scan','empty_map','BACKENDS','Backend','
 register_backend('torch', torch_forward, torch_backward, gate_buffers, too_small=torch_too_small)
 register_backend(
     'cpp', cpp_forward, cpp_backward, gate_buffers, why_not=cpp_why_not, suits=cpp_suits, too_small=cpp_too_small,
-    prepare=cpp_prepare, priority=10)
+    prepare=cpp_prepare, in_lines=False, priority=10)
 register_backend(
     'triton', triton_forward, triton_backward, triton_buffers, why_not=triton_why_not, suits=triton_suits, priority=20)
 

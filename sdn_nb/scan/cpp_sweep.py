@@ -11,11 +11,11 @@ from functools import cache
 from pathlib import Path
 import torch
 from torch import Tensor
-from .lines import at_least_single, from_lines, gate_buffers, is_reversed, to_lines
+from .lines import at_least_single, gate_buffers, is_reversed, is_sideways
 from .torch_sweep import HALF_FROM, loop_is_quicker
 
 # %% ../../nbs/engine/cpp_sweep.ipynb #5f725028
-_FLAGS = '-std=gnu++17 -O3 -march=native -ffp-contract=fast -fopenmp -fPIC -w'.split()
+_FLAGS = '-std=gnu++20 -O3 -march=native -ffp-contract=fast -fopenmp -fPIC -w'.split()
 
 def compiler(
 )->str: # path, or None
@@ -52,16 +52,21 @@ def _build(source, flags=_FLAGS):
 # %% ../../nbs/engine/cpp_sweep.ipynb #0c803f20
 _VECTORS = r'''
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <type_traits>
 #include <utility>
 #include <vector>
 #include <omp.h>
+#include <sched.h>
 
 #if defined __AVX512F__
+#include <immintrin.h>
 enum {V = 16, M = 6};
 #elif defined __AVX__
+#include <immintrin.h>
 enum {V = 8, M = 3};
 #elif defined __ARM_NEON
 enum {V = 4, M = 6};
@@ -77,11 +82,22 @@ static inline vec at(const float* p) { return *(const vec*)p; }
 
 static inline vec load(const float* p, long n) {
     if (n >= V) return at(p);
+#if defined __AVX512F__
+    return (vec)_mm512_maskz_loadu_ps((1u << n) - 1, p);
+#else
     vec v = {};
     memcpy(&v, p, 4*n);
     return v;
+#endif
 }
-static inline void store(float* p, vec v, long n) { if (n >= V) at(p) = v; else memcpy(p, &v, 4*n); }
+static inline void store(float* p, vec v, long n) {
+    if (n >= V) at(p) = v;
+#if defined __AVX512F__
+    else _mm512_mask_storeu_ps(p, (1u << n) - 1, (__m512)v);
+#else
+    else memcpy(p, &v, 4*n);
+#endif
+}
 '''
 
 # %% ../../nbs/engine/cpp_sweep.ipynb #425116ce
@@ -120,31 +136,26 @@ static inline vec exponential(vec x) {
 
 # %% ../../nbs/engine/cpp_sweep.ipynb #de6f7395
 _CELL = r'''
-struct Buffer {                                  // zeros, from the start of a cache line
-    struct alignas(64) Line { float numbers[16]; };
-    std::vector<Line> lines;
-    Buffer(long n): lines(n/16 + 1) {}
-    operator float*() { return lines[0].numbers; }
-};
-
 static long padded(long C) { return (C+V-1)/V*V; }
 
 struct Cell {
-    Buffer neighbours, hidden, bias;
-    Cell(long C, int threads, const float* w_ih, const float* w_hh, const float* b_ih, const float* b_hh):
-            neighbours(9*C*padded(C)), hidden(3*C*padded(C)), bias(4*padded(C)) {
-        float *n = neighbours, *h = hidden, *b = bias;
+    float *neighbours, *hidden, *bias;
+    static long room(long C) { return (12*C + 4)*padded(C); }
+    Cell(float* room, long C): neighbours(room), hidden(room + 9*C*padded(C)), bias(room + 12*C*padded(C)) {}
+
+    void pack(long C, int threads, const float* w_ih, const float* w_hh, const float* b_ih, const float* b_hh) {
         long P = padded(C);
-        #pragma omp parallel for num_threads(threads)
+        if (P > C) memset(neighbours, 0, 4*room(C));
+        #pragma omp parallel for num_threads(threads) if(threads > 1)
         for (long f = 0; f < P; f += V) for (long g = 0; g < 3; g++) {
             long row = g*C + f, features = std::min<long>(V, C-f);
             for (long k = 0; k < 3*C; k++) for (long v = 0; v < features; v++)
-                n[(3*f*C + k*V)*3 + g*V + v] = w_ih[(row+v)*3*C + k];
+                neighbours[(3*f*C + k*V)*3 + g*V + v] = w_ih[(row+v)*3*C + k];
             for (long k = 0; k < C; k++) for (long v = 0; v < features; v++)
-                h[(f*C + k*V)*3 + g*V + v] = w_hh[(row+v)*C + k];
+                hidden[(f*C + k*V)*3 + g*V + v] = w_hh[(row+v)*C + k];
             for (long v = 0; v < features; v++) {
-                b[(g+1)*P + f+v] = b_ih[row+v] + (g < 2 ? b_hh[row+v] : 0);
-                if (g == 2) b[f+v] = b_hh[row+v];
+                bias[(g+1)*P + f+v] = b_ih[row+v] + (g < 2 ? b_hh[row+v] : 0);
+                if (g == 2) bias[f+v] = b_hh[row+v];
             }
         }
     }
@@ -153,31 +164,55 @@ struct Cell {
 
 # %% ../../nbs/engine/cpp_sweep.ipynb #1cd20744
 _PART = r'''
-struct Sweep { long T, L, B, C; bool reversed; };
+struct Map { float* numbers; long line, position, sample; };    // steps in memory; features lie side by side
+
+struct Sweep { long T, L, B, C, reversed, groups, each, chunk; };
 
 struct Part: Sweep {
-    long R, P, first, rows;
-    Part(const Sweep& s): Sweep(s), R(L*B), P(padded(C)) {
-        long tiles = (R+M-1)/M, i = omp_get_thread_num(), n = omp_get_num_threads();
-        first = tiles*i/n*M;
-        rows = std::min(R, tiles*(i+1)/n*M) - first;
+    long P, first, positions, begin, end, b, rows, *kept;
+    Part(const Sweep& s, long i): Sweep(s), P(padded(C)), kept(nullptr) {
+        long group = i/each, share = i%each;
+        first = L*share/each;
+        positions = L*(share+1)/each - first;
+        begin = B*group/groups;
+        end = B*(group+1)/groups;
+        take(begin);
     }
-    long line(long k) const { return (reversed ? T-1-k : k)*R; }
-    long gates(long k) const { return line(k) - (reversed ? 0 : R); }
-    long room(long more = 0) const { return (rows + 2*more + M)*P; }
-    void read(const float* line, float* to, long more = 0) const {
-        for (long i = first-more; i < first+rows+more; i++, to += P)
-            if (i < 0 || i >= R) memset(to, 0, 4*P); else memcpy(to, line + i*C, 4*C);
+    bool take(long sample) {
+        begin = sample;
+        b = std::min(chunk, end-begin);
+        rows = positions*b;
+        if (kept) for (long i = 0; i < rows; i++) kept[i] = (i/b*B + i%b)*4*C;
+        return b > 0;
     }
-    void write(const float* from, float* line) const {
-        for (long i = first; i < first+rows; i++, from += P) memcpy(line + i*C, from, 4*C);
+    float* gates(float* all, long k) const { return all + (((k-1)*L + first)*B + begin)*4*C; }
+    long window() const { return (rows + 2*b + M)*P; }
+
+    float* line(const Map& m, long k) const { return m.numbers + (reversed ? T-1-k : k)*m.line + begin*m.sample; }
+    void read(const Map& m, long k, float* to, long from, long till) const {
+        const float* p = line(m, k);
+        for (long i = from; i < till; i++) for (long j = 0; j < b; j++, to += P)
+            if (i < 0 || i >= L) memset(to, 0, 4*P);
+            else for (long f = 0; f < P; f += V) at(to + f) = load(p + i*m.position + j*m.sample + f, C-f);
+    }
+    void read(const Map& m, long k, float* to, long more = 0) const {
+        read(m, k, to, first-more, first+positions+more);
+    }
+    void edges(const Map& m, long k, float* to) const {
+        if (first > 0) read(m, k, to, first-1, first);
+        if (first+positions < L) read(m, k, to + (b+rows)*P, first+positions, first+positions+1);
+    }
+    void write(const float* from, const Map& m, long k) const {
+        float* p = line(m, k);
+        for (long i = first; i < first+positions; i++) for (long j = 0; j < b; j++, from += P)
+            for (long f = 0; f < P; f += V) store(p + i*m.position + j*m.sample + f, at(from + f), C-f);
     }
 };
 '''
 
 # %% ../../nbs/engine/cpp_sweep.ipynb #a4b6948a
 _GATES = r'''
-template<class Done> static void gates(const Part& s, Cell& cell, const float* u, const float* x, Done done) {
+template<class Done> static void gates(const Part& s, const Cell& cell, const float* u, const float* x, Done done) {
     long C = s.C, P = s.P;
     for (long f = 0; f < P; f += V) for (long i = 0; i < s.rows; i += M) {
         vec sum[M][3], h[M];
@@ -189,7 +224,7 @@ template<class Done> static void gates(const Part& s, Cell& cell, const float* u
         product<3>(sum, x + i*P, P, 1, &cell.hidden[3*f*C], 3*V, C);
         for (int m = 0; m < M; m++) { h[m] = sum[m][2]; sum[m][2] = at(&cell.bias[3*P+f]); }
         for (long j = 0; j < 3; j++)
-            product<3>(sum, u + (i + j*s.B)*P, P, 1, &cell.neighbours[(3*f+j*V)*3*C], 3*V, C);
+            product<3>(sum, u + (i + j*s.b)*P, P, 1, &cell.neighbours[(3*f+j*V)*3*C], 3*V, C);
         for (int m = 0; m < M && i+m < s.rows; m++) {
             vec e = 1.f + exponential(-sum[m][0]), d = 1.f + exponential(-sum[m][1]);
             vec q = 1.f/(e*d), r = q*d, c = q*e;
@@ -200,34 +235,101 @@ template<class Done> static void gates(const Part& s, Cell& cell, const float* u
 }
 '''
 
+# %% ../../nbs/engine/cpp_sweep.ipynb #3a313c33
+_PACE = r'''
+struct alignas(64) Progress { std::atomic<long> lines{0}; };
+
+struct Pace {
+    Progress *all, *mine;
+    long before, after;                                 // neighbours, 0 or 1
+    Pace(Progress* p, long i, long share, long each): all(p), mine(p+i), before(share > 0), after(share+1 < each) {}
+    static void wait(Progress& other, long n) {
+        for (long spin = 0; spin < 1000; spin++) {
+            if (other.lines.load(std::memory_order_acquire) >= n) return;
+            #if defined __x86_64__
+            __builtin_ia32_pause();
+            #endif
+        }
+        for (long now; (now = other.lines.load(std::memory_order_acquire)) < n; )
+            #if __cpp_lib_atomic_wait
+            other.lines.wait(now, std::memory_order_acquire);
+            #else
+            sched_yield();
+            #endif
+    }
+    void wait(long n) {
+        if (before) wait(mine[-1], n);
+        if (after) wait(mine[1], n);
+    }
+    void done(long n) {
+        if (!before && !after) return;
+        mine->lines.store(n, std::memory_order_release);
+        #if __cpp_lib_atomic_wait
+        mine->lines.notify_all();
+        #endif
+    }
+};
+'''
+
 # %% ../../nbs/engine/cpp_sweep.ipynb #c3552fc2
 _FORWARD = r'''
-extern "C" void sweep_forward(long T, long L, long B, long C, bool reversed, int threads, const float* x,
-        const float* w_ih, const float* w_hh, const float* b_ih, const float* b_hh, float* y, float* kept) {
-    Cell cell(C, threads, w_ih, w_hh, b_ih, b_hh);
-    long P = padded(C), size = (L*B + 2*B + M)*P;
-    Buffer one(size), two(size);
-    #pragma omp parallel num_threads(threads)
-    {
-        Part s({T, L, B, C, reversed});
-        Buffer xk(s.room());
-        float *before = one, *now = two;
-        s.read(x + s.line(0)*C, now + (B+s.first)*P);
-        s.write(now + (B+s.first)*P, y + s.line(0)*C);
-        for (long k = 1; k < T; k++) {
-            #pragma omp barrier
+static long aligned(long n) { return (n+15)/16*16; }
+static long most_rows(const Sweep& s) { return (s.L+s.each-1)/s.each * std::min(s.chunk, (s.B+s.groups-1)/s.groups); }
+static long most_samples(const Sweep& s) { return std::min(s.chunk, (s.B+s.groups-1)/s.groups); }
+
+static long forward_part(const Sweep& s) {              // numbers that a thread needs
+    return aligned((3*most_rows(s) + 4*most_samples(s) + 3*M)*padded(s.C)) + aligned(2*most_rows(s));
+}
+extern "C" long forward_room(Sweep s) { return aligned(Cell::room(s.C)) + s.groups*s.each*(forward_part(s) + 16); }
+
+static void forward(Part s, const Cell& cell, Map x, Map y, float* kept, float* room, Pace pace) {
+    long n = 0, C = s.C, P = s.P;
+    s.kept = (long*)room;
+    room += aligned(2*most_rows(s));
+    for (; s.take(s.begin); s.begin += s.b, n += s.T) {
+        float *before = room, *now = before + s.window(), *xk = now + s.window();
+        memset(room, 0, 4*2*s.window());
+        s.read(x, 0, now + s.b*P);
+        s.write(now + s.b*P, y, 0);
+        pace.done(n+1);
+        for (long k = 1; k < s.T; k++) {
             std::swap(before, now);
-            s.read(x + s.line(k)*C, xk);
-            float* keep = kept ? kept + (s.gates(k) + s.first)*4*C : nullptr;
-            gates(s, cell, before + s.first*P, xk, [&](long i, long f, vec h, vec r, vec c, vec n, vec x) {
-                at(now + (B+s.first+i)*P + f) = n + c*(x-n);
+            s.read(x, k, xk);
+            pace.wait(n+k);
+            s.edges(y, k-1, before);
+            float* keep = kept ? s.gates(kept, k) : nullptr;
+            gates(s, cell, before, xk, [&](long i, long f, vec h, vec r, vec c, vec n, vec x) {
+                at(now + (s.b+i)*P + f) = n + c*(x-n);
                 if (!keep) return;
-                float* to = keep + i*4*C + f;
+                float* to = keep + s.kept[i] + f;
                 store(to, h, C-f); store(to+C, r, C-f); store(to+2*C, c, C-f); store(to+3*C, n, C-f);
             });
-            s.write(now + (B+s.first)*P, y + s.line(k)*C);
+            s.write(now + s.b*P, y, k);
+            pace.done(n+k+1);
         }
     }
+}
+
+template<class F> static void together(const Sweep& s, Progress* p, F f) {
+    long team = s.groups*s.each;
+    for (long i = 0; i < team; i++) new (p+i) Progress;
+    auto part = [&](long i) { f(i, Part(s, i), Pace(p, i, i%s.each, s.each)); };
+    if (team == 1) return part(0);
+    int dynamic = omp_get_dynamic();
+    omp_set_dynamic(0);
+    #pragma omp parallel num_threads(team)
+    part(omp_get_thread_num());
+    omp_set_dynamic(dynamic);
+}
+
+extern "C" void sweep_forward(Sweep s, Map x, const float* w_ih, const float* w_hh, const float* b_ih,
+        const float* b_hh, Map y, float* kept, float* room) {
+    Cell cell(room, s.C);
+    cell.pack(s.C, s.C < 128 ? 1 : s.groups*s.each, w_ih, w_hh, b_ih, b_hh);
+    room += aligned(Cell::room(s.C));
+    together(s, (Progress*)room, [&](long i, Part part, Pace pace) {
+        forward(part, cell, x, y, kept, room + s.groups*s.each*16 + i*forward_part(s), pace);
+    });
 }
 '''
 
@@ -243,22 +345,21 @@ template<class F> static void columns(long P, F f) {
         }
 }
 
-static Buffer packed(const float* w, long C, long blocks) {
-    Buffer to(3*blocks*C*padded(C));
+static void pack(const float* w, long C, long blocks, float* to) {
+    if (padded(C) > C) memset(to, 0, 4*3*blocks*C*padded(C));
     columns(padded(C), [&](auto width, long f) {
         float* p = to + 3*blocks*C*f;
         for (long j = 0; j < blocks; j++) for (long row = 0; row < 3*C; row++, p += width*V)
             memcpy(p, w + (row*blocks + j)*C + f, 4*std::min<long>(width*V, C-f));
     });
-    return to;
 }
 '''
 
 # %% ../../nbs/engine/cpp_sweep.ipynb #062cf46a
 _ADD = r'''
-static void add(const Part& s, const float* alpha, long A, const std::vector<long>& parts, const float* w,
+template<int n> static void add(const Part& s, const float* alpha, long A, const long (&parts)[n], const float* w,
         const float* from, float* to) {
-    long C = s.C, P = s.P, n = parts.size();
+    long C = s.C, P = s.P;
     columns(P, [&](auto width, long f) {
         constexpr int N = width;
         for (long i = 0; i < s.rows; i += M) {
@@ -275,18 +376,18 @@ static void add(const Part& s, const float* alpha, long A, const std::vector<lon
 # %% ../../nbs/engine/cpp_sweep.ipynb #19906b6b
 _OUTER = r'''
 static void outer(const Part& s, long lines, const float* alpha, long A, long line,
-        const std::vector<const float*>& us, float* grad, long size, float* tile) {
-    long P = s.P, wide = s.room(s.B), K = s.rows;
+        std::initializer_list<const float*> us, float* grad, long size, float* tile) {
+    long P = s.P, wide = s.window(), K = s.rows;
     for (long row = 0; row < s.C; row += M) {
         for (long l = 0; l < lines; l++) for (long i = 0; i < K; i++) for (int m = 0; m < M; m++)
             tile[(l*K + i)*M + m] = alpha[l*line + i*A + row + m];
-        for (size_t j = 0; j < us.size(); j++) columns(P, [&](auto width, long f) {
+        long j = 0;
+        for (const float* u : us) columns(P, [&, to = grad + j++*size + row*P](auto width, long f) {
             constexpr int N = width;
             vec sum[M][N];
-            float* to = grad + j*size + row*P + f;
-            for (int m = 0; m < M; m++) for (int v = 0; v < N; v++) sum[m][v] = at(to + m*P + v*V);
-            for (long l = 0; l < lines; l++) product<N>(sum, tile + l*K*M, 1, M, us[j] + l*wide + f, P, K);
-            for (int m = 0; m < M; m++) for (int v = 0; v < N; v++) at(to + m*P + v*V) = sum[m][v];
+            for (int m = 0; m < M; m++) for (int v = 0; v < N; v++) sum[m][v] = at(to + m*P + f + v*V);
+            for (long l = 0; l < lines; l++) product<N>(sum, tile + l*K*M, 1, M, u + l*wide + f, P, K);
+            for (int m = 0; m < M; m++) for (int v = 0; v < N; v++) at(to + m*P + f + v*V) = sum[m][v];
         });
     }
 }
@@ -308,75 +409,154 @@ static void hand_out(long C, const float* sums, float* dw_ih, float* dw_hh, floa
 
 # %% ../../nbs/engine/cpp_sweep.ipynb #4e893422
 _BACKWARD = r'''
-extern "C" void sweep_backward(long T, long L, long B, long C, bool reversed, int threads, const float* dy,
-        const float* x, const float* w_ih, const float* w_hh, const float* b_ih, const float* b_hh,
-        const float* y, const float* kept, float* dx, float* dw_ih, float* dw_hh, float* db_ih, float* db_hh) {
-    Cell cell(kept ? 0 : C, threads, w_ih, w_hh, b_ih, b_hh);
-    Buffer neighbours = packed(w_ih, C, 3), hidden = packed(w_hh, C, 1);
-    long P = padded(C), A = 4*P+V, R = L*B, line = (R + 2*B + M)*A, size = (C+M-1)/M*M*P, total = 16*size + 4*P;
-    long n = std::max(1L, std::min(T, 256*threads/R));
-    Buffer alphas(2*n*line);
-    std::vector<float*> parts(threads);
-    #pragma omp parallel num_threads(threads)
-    {
-        Part s({T, L, B, C, reversed});
-        long wide = s.room(B), me = omp_get_thread_num(), team = omp_get_num_threads();
-        Buffer xs(n*wide), us(n*wide), delta(s.room()), dk(s.room()), tile(n*s.rows*M), grads(total);
-        float *dw = parts[me] = grads, *db = dw + 16*size;
-        std::vector<long> from, own = {P, 2*P, 0};
-        for (long j = 0; j < 3; j++) for (long g = 1; g < 4; g++) from.push_back((2-j)*B*A + g*P);
-        for (long k = T-1, l = 0; k >= 0; k--, l = (l+1)%(2*n)) {
-            s.read(dy + s.line(k)*C, delta);
-            const float* after = alphas + (l+2*n-1)%(2*n)*line + s.first*A;
-            if (k < T-1) add(s, after, A, from, neighbours, delta, delta);
-            if (k == 0) { s.write(delta, dx + s.line(0)*C); break; }
-            float *x_ = xs + l%n*wide, *u = us + l%n*wide, *alpha = alphas + l*line + (B+s.first)*A;
-            s.read(x + s.line(k)*C, x_);
-            s.read(y + s.line(k-1)*C, u, B);
+struct Room {                                            // of a thread on the way back, in numbers
+    long P, A, n, rows, b, wide, line, sums;
+    Room(const Sweep& s): P(padded(s.C)), A(4*P+V), rows(most_rows(s)), b(most_samples(s)) {
+        n = std::max(2L, std::min(s.T, 256/rows));
+        wide = (rows + 2*b + M)*P;
+        line = (rows + 2*b + M)*A;
+        sums = 16*((s.C+M-1)/M*M*P) + 4*P;
+    }
+    long edges() const { return aligned(2*2*b*A); }
+    long all() const {
+        return aligned(sums) + edges() + aligned(2*rows) + aligned(n*(2*wide + line + rows*M) + 2*(rows+M)*P);
+    }
+};
+
+extern "C" long backward_room(Sweep s, bool kept) {
+    return aligned(12*s.C*padded(s.C)) + (kept ? 0 : aligned(Cell::room(s.C))) + s.groups*s.each*(Room(s).all() + 16);
+}
+
+static void backward(Part s, const Cell* cell, const float* neighbours, const float* hidden, Map dy, Map x, Map y,
+        const float* kept, Map dx, float* room, const Room& size, long i, Pace pace) {
+    long C = s.C, P = s.P, A = size.A, n = size.n, wide, line, q = 0, block = (C+M-1)/M*M*P;
+    auto edge = [&](long other, long q, long side) {      // rows of alpha that a neighbour asks for
+        return room + other*size.all() + aligned(size.sums) + (2*(q%2) + side)*size.b*A;
+    };
+    float *dw = room + i*size.all(), *db = dw + 16*block, *xs = dw + aligned(size.sums) + size.edges();
+    memset(dw, 0, 4*size.all());
+    s.kept = (long*)xs;
+    xs += aligned(2*size.rows);
+    for (; s.take(s.begin); s.begin += s.b) {
+        long b = s.b;
+        wide = s.window(), line = (s.rows + 2*b + M)*A;
+        float *us = xs + n*wide, *alphas = us + n*wide, *tile = alphas + n*line, *delta = tile + n*s.rows*M;
+        float *dk = delta + (s.rows+M)*P;
+        memset(alphas, 0, 4*n*line);
+        long own[] = {P, 2*P, 0}, from[9];
+        for (long j = 0; j < 3; j++) for (long g = 1; g < 4; g++) from[3*j+g-1] = (2-j)*b*A + g*P;
+        for (long k = s.T-1, l = 0; k >= 0; k--, l = (l+1)%n) {
+            s.read(dy, k, delta);
+            float* after = alphas + (l+n-1)%n*line;
+            if (k < s.T-1) {
+                pace.wait(q);
+                if (pace.before) memcpy(after, edge(i-1, q, 1), 4*b*A);
+                if (pace.after) memcpy(after + (b+s.rows)*A, edge(i+1, q, 0), 4*b*A);
+                add(s, after, A, from, neighbours, delta, delta);
+            }
+            if (k == 0) { s.write(delta, dx, 0); break; }
+            float *x_ = xs + l*wide, *u = us + l*wide, *alpha = alphas + l*line + b*A;
+            s.read(x, k, x_);
+            s.read(y, k-1, u, 1);
             auto back = [&](long i, long f, vec h, vec r, vec c, vec n, vec x) {
                 vec d = at(delta + i*P + f), a = d*(1.f-c)*(1.f-n*n);
                 vec to[] = {a*r, a*h*r*(1.f-r), d*(x-n)*c*(1.f-c), a};
                 for (int g = 0; g < 4; g++) { at(alpha + i*A + g*P + f) = to[g]; at(db + g*P + f) += to[g]; }
                 at(dk + i*P + f) = d*c;
             };
-            if (!kept) gates(s, cell, u, x_, back);
-            else for (long i = 0; i < s.rows; i++) for (long f = 0; f < P; f += V) {
-                const float* g = kept + (s.gates(k) + s.first + i)*4*C + f;
-                back(i, f, load(g, C-f), load(g+C, C-f), load(g+2*C, C-f), load(g+3*C, C-f), at(x_ + i*P + f));
+            if (!kept) gates(s, *cell, u, x_, back);
+            else for (long j = 0; j < s.rows; j++) for (long f = 0; f < P; f += V) {
+                const float* g = s.gates((float*)kept, k) + s.kept[j] + f;
+                back(j, f, load(g, C-f), load(g+C, C-f), load(g+2*C, C-f), load(g+3*C, C-f), at(x_ + j*P + f));
             }
+            q++;
+            if (pace.before) memcpy(edge(i, q, 0), alpha, 4*b*A);
+            if (pace.after) memcpy(edge(i, q, 1), alpha + (s.rows-b)*A, 4*b*A);
+            pace.done(q);
             add(s, alpha, A, own, hidden, dk, dk);
-            s.write(dk, dx + s.line(k)*C);
-            if (l%n == n-1 || k == 1) {
-                alpha -= l%n*line;
-                outer(s, l%n+1, alpha, A, line, {xs}, dw + 3*size, size, tile);
+            s.write(dk, dx, k);
+            if (l == n-1 || k == 1) {
+                alpha -= l*line;
+                outer(s, l+1, alpha, A, line, {xs}, dw + 3*block, block, tile);
                 for (int g = 1; g < 3; g++)
-                    outer(s, l%n+1, alpha + g*P, A, line, {us, us+B*P, us+2*B*P, xs}, dw + 4*g*size, size, tile);
-                outer(s, l%n+1, alpha + 3*P, A, line, {us, us+B*P, us+2*B*P}, dw + 12*size, size, tile);
+                    outer(s, l+1, alpha + g*P, A, line, {us, us+b*P, us+2*b*P, xs}, dw + 4*g*block, block, tile);
+                outer(s, l+1, alpha + 3*P, A, line, {us, us+b*P, us+2*b*P}, dw + 12*block, block, tile);
             }
-            #pragma omp barrier
         }
-        #pragma omp barrier
-        for (long t = 1; t < team; t++)
-            for (long i = total*me/team; i < total*(me+1)/team; i++) parts[0][i] += parts[t][i];
-        #pragma omp barrier
-        if (me == 0) hand_out(C, grads, dw_ih, dw_hh, db_ih, db_hh);
+    }
+}
+
+extern "C" void sweep_backward(Sweep s, Map dy, Map x, const float* w_ih, const float* w_hh, const float* b_ih,
+        const float* b_hh, Map y, const float* kept, Map dx, float* dw_ih, float* dw_hh, float* db_ih, float* db_hh,
+        float* room) {
+    long C = s.C, P = padded(C), team = s.groups*s.each;
+    float *neighbours = room, *hidden = room + 9*C*P;
+    room += aligned(12*C*P);
+    pack(w_ih, C, 3, neighbours);
+    pack(w_hh, C, 1, hidden);
+    Cell cell(room, C);
+    if (!kept) {
+        cell.pack(C, C < 128 ? 1 : team, w_ih, w_hh, b_ih, b_hh);
+        room += aligned(Cell::room(C));
+    }
+    Room size(s);
+    float* rooms = room + team*16;
+    together(s, (Progress*)room, [&](long i, Part part, Pace pace) {
+        backward(part, &cell, neighbours, hidden, dy, x, y, kept, dx, rooms, size, i, pace);
+    });
+    #pragma omp parallel for num_threads(team) if(team > 2)
+    for (long i = 0; i < size.sums; i++)
+        for (long t = 1; t < team; t++) rooms[i] += rooms[t*size.all() + i];
+    hand_out(C, rooms, dw_ih, dw_hh, db_ih, db_hh);
+}
+'''
+
+# %% ../../nbs/engine/cpp_sweep.ipynb #39ec9329
+_TRANSPOSE = r'''
+extern "C" void transpose(long samples, long rows, long columns, const float* from, float* to, int threads) {
+    long blocks = (columns+15)/16;
+    #pragma omp parallel for num_threads(threads) if(threads > 1)
+    for (long n = 0; n < samples*blocks; n++) {
+        long c = n%blocks*16, wide = std::min(16L, columns-c);
+        const float* a = from + n/blocks*rows*columns + c;
+        float* b = to + (n/blocks*columns + c)*rows;
+        for (long r = 0; r < rows; r += 16) {
+            float tile[16][16];
+            long high = std::min(16L, rows-r);
+            for (long i = 0; i < high; i++) memcpy(tile[i], a + (r+i)*columns, 4*wide);
+            if (high == 16) for (long j = 0; j < wide; j++) for (long i = 0; i < 16; i++) b[j*rows + r+i] = tile[i][j];
+            else for (long j = 0; j < wide; j++) for (long i = 0; i < high; i++) b[j*rows + r+i] = tile[i][j];
+        }
     }
 }
 '''
 
 # %% ../../nbs/engine/cpp_sweep.ipynb #570e0f9a
 _SOURCE = '\n'.join((
-    _VECTORS, _PRODUCT, _EXPONENTIAL, _CELL, _PART, _GATES, _FORWARD,
-    _COLUMNS, _ADD, _OUTER, _HAND_OUT, _BACKWARD))
+    _VECTORS, _PRODUCT, _EXPONENTIAL, _CELL, _PART, _PACE, _GATES, _FORWARD,
+    _COLUMNS, _ADD, _OUTER, _HAND_OUT, _BACKWARD, _TRANSPOSE))
 
 # %% ../../nbs/engine/cpp_sweep.ipynb #5adce35e
+def _structure(name, **fields): return type(name, (ctypes.Structure,), dict(_fields_=list(fields.items())))
+
+_LONG,_POINTER = ctypes.c_long,ctypes.c_void_p
+_Map = _structure('_Map', numbers=_POINTER, line=_LONG, position=_LONG, sample=_LONG)
+_Sweep = _structure('_Sweep', **dict.fromkeys('T L B C reversed groups each chunk'.split(), _LONG))
+_PARAMETERS = [_POINTER]*4
+_FUNCTIONS = dict(                                      # name -> type of the result, types of the arguments
+    forward_room=(_LONG, [_Sweep]),
+    backward_room=(_LONG, [_Sweep, ctypes.c_bool]),
+    sweep_forward=(None, [_Sweep, _Map, *_PARAMETERS, _Map, _POINTER, _POINTER]),
+    sweep_backward=(None, [_Sweep, _Map, _Map, *_PARAMETERS, _Map, _POINTER, _Map, *_PARAMETERS, _POINTER]),
+    transpose=(None, [_LONG, _LONG, _LONG, _POINTER, _POINTER, ctypes.c_int]))
+
 def _load(path):
     "The library at `path`, its functions with the types of their arguments"
     lib = ctypes.CDLL(path)
-    shape = [*[ctypes.c_long]*4, ctypes.c_bool, ctypes.c_int]
-    for f,tensors in ((lib.sweep_forward,7), (lib.sweep_backward,13)):
-        f.argtypes = shape+[ctypes.c_void_p]*tensors
-        f.restype = None
+    for name,(result,arguments) in _FUNCTIONS.items():
+        f = getattr(lib, name)
+        f.restype = result
+        f.argtypes = arguments
     return lib
 
 # %% ../../nbs/engine/cpp_sweep.ipynb #b0686175
@@ -394,12 +574,41 @@ def _library():
             "Set CXX to GCC, whose OpenMP is the one in PyTorch for Linux")
 
 # %% ../../nbs/engine/cpp_sweep.ipynb #88c7ec59
-_ROWS = 16 # of a line, from which a thread is worth while
+_ENOUGH = 8*10**6       # operations of a sweep from which a thread is worth while
+_ENOUGH_LINE = 10*10**6 # operations of a line from which a thread is, if it waits for others after each
+_ROWS = 256             # of a line that a thread works on at a time
 
-def _sweep(f, X, direction, *tensors):
-    "Call `f` of the library for the lines `X`, as many threads as there is work for; None stands for no tensor"
-    threads = max(1, min(torch.get_num_threads(), X.shape[1]*X.shape[2]//_ROWS))
-    f(*X.shape, is_reversed(direction), threads, *(None if t is None else t.data_ptr() for t in tensors))
+def _cut(T, L, B, C):
+    "How many groups of threads share the samples, and how many threads of a group share positions"
+    line = 24*C*C*L                                     # operations for a line of one sample
+    threads = max(1, min(torch.get_num_threads(), B*T*line//_ENOUGH))
+    def shares(groups): return groups,max(1, min(threads//groups, L, B*line//groups//_ENOUGH_LINE))
+    def largest(cut): return -(-B//cut[0]) * -(-L//cut[1])
+    return min((shares(min(threads, B)), shares(1)), key=largest)
+
+def _sweep(x, direction):
+    "The shape of a sweep over `x`, for the library"
+    B,C,H,W = x.shape
+    T,L = (W,H) if is_sideways(direction) else (H,W)
+    return _Sweep(T, L, B, C, is_reversed(direction), *_cut(T, L, B, C), max(1, _ROWS//L))
+
+def _map(x, direction):
+    "Where `x` lies in memory, for the library"
+    sample,_,down,along = x.stride()
+    return _Map(x.data_ptr(), *((along,down) if is_sideways(direction) else (down,along)), sample)
+
+def _features_last(x):
+    "`x` in single precision, its features side by side in memory"
+    x = at_least_single(x)
+    if x.stride(1)==1 or x.shape[1]==1: return x
+    if not x.is_contiguous(): return x.contiguous(memory_format=torch.channels_last)
+    return _transpose(x, torch.empty_like(x, memory_format=torch.channels_last), x.shape[1], x.shape[2]*x.shape[3])
+
+def _transpose(x, to, rows, columns):
+    "Copy the matrices of each sample into `to`, transposed"
+    threads = max(1, min(torch.get_num_threads(), x.numel()//2**17))
+    _library().transpose(x.shape[0], rows, columns, x.data_ptr(), to.data_ptr(), threads)
+    return to
 
 # %% ../../nbs/engine/cpp_sweep.ipynb #46de31ac
 def cpp_forward(
@@ -410,14 +619,18 @@ def cpp_forward(
     bias_hh:Tensor,   # bias of the uncorrected vector's projection, (3C,)
     direction:str,    # where the sweep goes
     keep:bool,        # keep the gates for the backward pass?
-)->tuple[Tensor,list]: # corrected map, in memory as lines; the gates of all lines if they are to be kept
+)->tuple[Tensor,list]: # corrected map, channels_last; the gates of all lines if they are to be kept
     "`scan` by the compiled sweep"
-    X = at_least_single(to_lines(x, direction))
-    Y = torch.empty_like(X)
+    X = _features_last(x)
+    Y = torch.empty_like(X, memory_format=torch.channels_last)
     saved = gate_buffers(x, direction) if keep else []
     params = [at_least_single(p).contiguous() for p in (weight_ih, weight_hh, bias_ih, bias_hh)]
-    _sweep(_library().sweep_forward, X, direction, X, *params, Y, *saved or [None])
-    return from_lines(Y.to(x.dtype), direction),saved
+    lib,sweep = _library(),_sweep(X, direction)
+    room = X.new_empty(lib.forward_room(sweep))
+    addresses = (t.data_ptr() for t in params)
+    gates = saved[0].data_ptr() if saved else None
+    lib.sweep_forward(sweep, _map(X, direction), *addresses, _map(Y, direction), gates, room.data_ptr())
+    return Y.to(x.dtype),saved
 
 # %% ../../nbs/engine/cpp_sweep.ipynb #3932065e
 def cpp_backward(
@@ -431,13 +644,22 @@ def cpp_backward(
     bias_hh:Tensor,   # same
     direction:str,    # where the sweep went
 )->tuple[Tensor,...]: # gradients of x, weight_ih, weight_hh, bias_ih, bias_hh
-    "Gradients of `cpp_forward`"
+    "Gradients of `cpp_forward`; that of `x` lies in memory as `x` does"
     given = weight_ih,weight_hh,bias_ih,bias_hh
-    X,Y,D = (at_least_single(to_lines(t, direction)) for t in (x,y,dy))
+    X,Y,D = map(_features_last, (x,y,dy))
     params = [at_least_single(p).contiguous() for p in given]
-    dx,*grads = (torch.empty_like(t) for t in (X,*params))
-    _sweep(_library().sweep_backward, X, direction, D, X, *params, Y, *saved or [None], dx, *grads)
-    return from_lines(dx.to(x.dtype), direction),*(g.to(p.dtype) for g,p in zip(grads, given))
+    grads = [torch.empty_like(p) for p in params]
+    dx = torch.empty_like(x, dtype=torch.float32)
+    direct = dx.stride(1)==1 or dx.shape[1]==1
+    DX = dx if direct else torch.empty_like(X, memory_format=torch.channels_last)
+    lib,sweep = _library(),_sweep(X, direction)
+    room = X.new_empty(lib.backward_room(sweep, bool(saved)))
+    lib.sweep_backward(
+        sweep, _map(D, direction), _map(X, direction), *(t.data_ptr() for t in params), _map(Y, direction),
+        saved[0].data_ptr() if saved else None, _map(DX, direction), *(t.data_ptr() for t in grads), room.data_ptr())
+    if not direct and dx.is_contiguous(): _transpose(DX, dx, dx.shape[2]*dx.shape[3], dx.shape[1])
+    elif not direct: dx.copy_(DX)
+    return dx.to(x.dtype),*(g.to(p.dtype) for g,p in zip(grads, given))
 
 # %% ../../nbs/engine/cpp_sweep.ipynb #812a765f
 def cpp_prepare(

@@ -23,6 +23,7 @@ class Backend(NamedTuple):
     suits:Callable    # (x) -> whether to choose it for x unasked
     too_small:Callable # (x, lines, keep) -> whether a plain loop is quicker
     prepare:Callable  # () -> None when it is ready to run, else why it can't be made ready; may compile
+    in_lines:bool     # takes and gives maps in memory as lines; else y is channels_last, and the gradient of x as x
     priority:int      # those with a higher one are asked first
 
 # %% ../../nbs/engine/op.ipynb #bab3216d
@@ -37,13 +38,14 @@ def register_backend(
     suits:Callable=lambda x: True, # (x) -> whether to choose it for x unasked, by device, dtype, number of features
     too_small:Callable=lambda x, lines, keep: False, # (x, lines, keep) -> whether a plain loop is quicker
     prepare:Callable=lambda: None, # () -> None when it is ready to run, else why it can't be made ready; may compile
+    in_lines:bool=True, # takes and gives maps in memory as lines; else y is channels_last, and the gradient of x as x
     priority:int=0,    # of those that can and suit, the highest is chosen; of equals the latest
 ):
     """Make a backend known to `scan`, or replace the one of this name.
     `saved` is a list of at most two tensors of two or more axes, empty unless `keep`; in `backward` an empty one means
     that the gates must be computed again. `keep` says whether there is a way back."""
     BACKENDS.pop(name, None)
-    new = {name: Backend(forward, backward, buffers, why_not, suits, too_small, prepare, priority)}
+    new = {name: Backend(forward, backward, buffers, why_not, suits, too_small, prepare, in_lines, priority)}
     ordered = sorted((new|BACKENDS).items(), key=lambda item: -item[1].priority)
     BACKENDS.clear()
     BACKENDS.update(ordered)
@@ -75,6 +77,15 @@ def _nothing_to_correct(x, direction):
     "Is there no line but the first, or no number at all?"
     return x.numel()==0 or n_lines(x, direction)==1
 
+def _result_like(x, direction, backend):
+    "Uninitialised map, in memory as the backend gives its result"
+    if BACKENDS[backend].in_lines: return empty_map(x, direction)
+    return torch.empty_like(x, memory_format=torch.channels_last)
+
+def _gradient_like(x, direction, backend):
+    "Uninitialised map, in memory as the backend gives the gradient of `x`"
+    return empty_map(x, direction) if BACKENDS[backend].in_lines else torch.empty_like(x)
+
 _PARAMETERS = 'Tensor weight_ih, Tensor weight_hh, Tensor bias_ih, Tensor bias_hh, str direction'
 
 @torch.library.custom_op('sdn_nb::scan', mutates_args=(),
@@ -82,7 +93,7 @@ _PARAMETERS = 'Tensor weight_ih, Tensor weight_hh, Tensor bias_ih, Tensor bias_h
 def _scan(x, weight_ih, weight_hh, bias_ih, bias_hh, direction, keep, backend):
     b = BACKENDS[backend]
     if _nothing_to_correct(x, direction):
-        y = empty_map(x, direction).copy_(x)
+        y = _result_like(x, direction, backend).copy_(x)
         saved = b.buffers(x, direction) if keep else []
     else: y,saved = b.forward(x, weight_ih, weight_hh, bias_ih, bias_hh, direction, keep)
     return y,*_fill_slots(saved, x)
@@ -95,18 +106,20 @@ def _scan_backward(dy, x, y, saved0, saved1, weight_ih, weight_hh, bias_ih, bias
     params = weight_ih,weight_hh,bias_ih,bias_hh
     if _nothing_to_correct(x, direction):
         zeros = (torch.zeros_like(p, memory_format=torch.contiguous_format) for p in params)
-        return empty_map(x, direction).copy_(dy),*zeros
+        return _gradient_like(x, direction, backend).copy_(dy),*zeros
     return BACKENDS[backend].backward(dy, x, y, _filled((saved0,saved1)), *params, direction)
 
 # %% ../../nbs/engine/op.ipynb #84300403
 @_scan.register_fake
 def _(x, weight_ih, weight_hh, bias_ih, bias_hh, direction, keep, backend):
-    return empty_map(x, direction),*_fill_slots(BACKENDS[backend].buffers(x, direction) if keep else [], x)
+    saved = BACKENDS[backend].buffers(x, direction) if keep else []
+    return _result_like(x, direction, backend),*_fill_slots(saved, x)
 
 @_scan_backward.register_fake
 def _(dy, x, y, saved0, saved1, weight_ih, weight_hh, bias_ih, bias_hh, direction, backend):
     params = weight_ih,weight_hh,bias_ih,bias_hh
-    return empty_map(x, direction),*(torch.empty_like(w, memory_format=torch.contiguous_format) for w in params)
+    grads = (torch.empty_like(w, memory_format=torch.contiguous_format) for w in params)
+    return _gradient_like(x, direction, backend),*grads
 
 # %% ../../nbs/engine/op.ipynb #c9650ad3
 def _save_for_backward(ctx, inputs, output):
@@ -166,7 +179,7 @@ def scan(
     direction:str='right', # where the sweep goes: right, left, down or up
     recompute:bool=False,  # keep only `x` and the result for the backward pass, which then computes the gates again
     backend:str=None, # which of `BACKENDS` does it; None chooses by device and size
-)->Tensor:            # corrected feature map, (B, C, H, W), in memory as the sweep's lines
+)->Tensor:            # corrected feature map, (B, C, H, W), in memory as the sweep's lines, on a CPU channels_last
     """Sweep over `x` once (Section 3 of the paper); equal to `scan_reference`, faster.
     Raises `ValueError` where shapes, types or direction do not fit, `RuntimeError` where a named backend can't run."""
     params = weight_ih,weight_hh,bias_ih,bias_hh
@@ -178,5 +191,5 @@ def scan(
     keep = not recompute and torch.is_grad_enabled() and any([t.requires_grad for t in (x, *params)])
     if backend is None and not recompute and BACKENDS[chosen].too_small(x, lines, keep):
         return plain_loop(x, *params, direction)
-    if not torch.compiler.is_compiling(): x = _in_lines(x, direction)
+    if BACKENDS[chosen].in_lines and not torch.compiler.is_compiling(): x = _in_lines(x, direction)
     return _scan(x, *params, direction, keep, chosen)[0]
