@@ -1,12 +1,13 @@
 "How threads wait is said before torch is loaded, by the commands alone; their number is chosen by timing and stays with the run; what spins ends"
-import configparser, json, os, subprocess, sys, time
+import configparser, json, os, re, subprocess, sys, time
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest, torch
 import sdn_nb
-from sdn_nb import cli, threads
+from sdn_nb import bench, cli, threads
+from sdn_nb.bench import fill_in_turn
 from sdn_nb.evaluation import elbo_bpd
 from sdn_nb.runs import Settings
 from sdn_nb.threads import COMMANDS, SPINS, WAITING, choose_threads, computing_with, spinning
@@ -203,3 +204,81 @@ def test_no_trial_on_a_gpu_or_in_several_processes(unsaid, device, processes):
 
 def test_no_thread_is_refused():
     with pytest.raises(SystemExit, match='--threads must be at least 1, got 0'): cli.sdn_train(threads=0, out='nowhere')
+
+# The benchmark of a busy machine
+
+def test_calls_get_their_time_in_turn():
+    order,took = [],dict(a=1, b=2, c=9)
+    times = fill_in_turn({k: lambda k=k: order.append(k) or took[k] for k in took}, 6, 3)
+    assert times==dict(a=[1]*6, b=[2]*3, c=[9]) and ''.join(order)=='aabcaabaab'
+
+@pytest.fixture
+def started(monkeypatch):
+    "Processes that were started to spin"
+    found,real = [],bench.spinning
+    @contextmanager
+    def spinning(n):
+        with real(n) as processes:
+            found.extend(processes)
+            yield processes
+    monkeypatch.setattr(bench, 'spinning', spinning)
+    return found
+
+def test_a_busy_machine(tmp_path, started, monkeypatch, capsys):
+    "What is in the JSON: each contestant, quiet and busy, with all threads and with one, and the ratios of their means"
+    busy_training = dict(busy=2, quiet=dict(seconds=2., epoch=1., threads=None), among=dict(seconds=4., epoch=3., threads='1 of 2'))
+    monkeypatch.setattr(bench, 'measure_busy_training', lambda n: busy_training)
+    with having(2): bench.sdn_bench('2,4,4 1,4,3', busy=2, rounds=1, backends='torch', recompute=False, device='cpu', out=str(tmp_path/'speed.json'))
+    saved = json.loads((tmp_path/'speed.json').read_text())
+    assert list(saved)==['command','device','sdn_nb','torch','python','rows','layers','steps','busy','busy_training']
+    assert [r['shape'] for r in saved['busy']]==[r['shape'] for r in saved['rows']]==[[2,4,4],[1,4,3]] and saved['busy_training']==[busy_training]
+    for r in saved['busy']:
+        assert (r['busy'],r['threads'])==(2,2) and r['chosen'] in bench.BACKENDS
+        for mode in 'training','inference':
+            assert list(r[mode])==['torch','SDN layer','two convolutions']
+            for f in r[mode].values():
+                assert all(t>0 for n in (1,2) for k in ('quiet','busy') for t in f[f'threads_{n}'][k])
+                assert f['all_over_one']=={k: f['threads_2'][k][0]/f['threads_1'][k][0] for k in ('quiet','busy')}
+            sdn,convolutions = (r[mode][k]['threads_2'] for k in ('SDN layer','two convolutions'))
+            assert r['sdn_over_convolutions'][mode]=={k: sdn[k][0]/convolutions[k][0] for k in ('quiet','busy')}
+    assert len(started)==4 and all(p.poll() is not None for p in started)
+    assert 'sdn_train digits --epochs 1, busy: 4.0 s, its epoch 3.0 s; threads: 1 of 2' in capsys.readouterr().out
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, ValueError], ids=lambda e: e.__name__)
+def test_nothing_spins_after_a_stop(started, monkeypatch, error):
+    "Stopped when the first busy call comes"
+    def seconds(*args):
+        if started: raise error
+        return 1.
+    monkeypatch.setattr(bench, 'seconds', seconds)
+    with pytest.raises(error): bench.measure_busy(2, 4, 4, busy=2, rounds=1, backends=['torch'], least=.01)
+    assert len(started)==2 and all(p.poll() is not None for p in started)
+
+def test_a_command_is_timed_as_a_user_starts_it(monkeypatch):
+    "In a process of its own, whose epoch is part of the whole, and which says what it has chosen"
+    for name in (*WAITING,*threads.COUNTED): monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv('PYTHONPATH', path)
+    r = bench.measure_busy_training(1)
+    assert r['busy']==1
+    for k in 'quiet','among': assert 0<r[k]['epoch']<r[k]['seconds'] and (r[k]['threads'] is None or re.match(r'\d+ of \d+ ', r[k]['threads']))
+
+@pytest.mark.parametrize('busy,device', [(-1,'cpu'), (2,'meta')])
+def test_busy_is_for_a_processor(busy, device):
+    with pytest.raises(SystemExit, match='--busy must be a number of processes'): bench.sdn_bench('', busy=busy, device=device)
+
+# Parts of a step
+
+@pytest.mark.parametrize('preset', ['digits', 'fashion_mnist'])
+def test_parts_of_a_step(preset):
+    "Each takes time, and with Python's they are the whole"
+    *parts,profiled = (r := bench.measure_step(preset, 2, 'fp32', 'cpu', 1))['parts'].values()
+    assert list(r['parts'])==['sweeps','convolutions','other_operators','python','profiled']
+    assert min(parts)>0 and sum(parts)==pytest.approx(profiled) and sum(parts[:3])>.5*profiled
+    assert r['profile'] is None and len(r['seconds'])==3
+
+def test_what_a_part_is():
+    def event(name, parent=None): return SimpleNamespace(name=name, cpu_parent=parent)
+    backward = event('autograd::engine::evaluate_function: ConvolutionBackward0')
+    assert bench._part_of_step(event('aten::copy_', backward))=='convolutions'
+    assert bench._part_of_step(event('aten::addmm', event('sdn_nb::scan_backward')))=='sweeps'
+    assert bench._part_of_step(event('aten::conv2d', event('ProfilerStep')))=='convolutions' and bench._part_of_step(event('aten::mul', event('Optimizer.step')))=='other_operators'

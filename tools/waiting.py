@@ -47,7 +47,6 @@ def main():
     p.add_argument('--rounds', type=int, default=3, help='processes for each way of waiting, in turn; 3 if left out')
     p.add_argument('--seconds', type=float, default=2., help='time for each figure, twice that when busy; 2 if left out')
     p.add_argument('--out', default=root/'results/waiting_cpu.json', help='JSON file to write')
-    p.add_argument('--before', default='', help='command that each process is started by')
     p.add_argument('--one', action='store_true', help=argparse.SUPPRESS)
     a = p.parse_args()
     if a.one: return measure(a.busy, a.seconds)
@@ -55,7 +54,7 @@ def main():
     rows = []
     for i in range(a.rounds):
         for way in (list(WAYS) if i%2==0 else list(WAYS)[::-1]):
-            command = [*shlex.split(a.before), sys.executable, __file__, '--one', '--busy', str(a.busy), '--seconds', str(a.seconds)]
+            command = [sys.executable, __file__, '--one', '--busy', str(a.busy), '--seconds', str(a.seconds)]
             out = subprocess.run(command, env=clean|WAYS[way], capture_output=True, text=True, check=True).stdout
             new = [dict(way=way, round=i)|r for r in json.loads(out.splitlines()[-1])]
             rows += new
