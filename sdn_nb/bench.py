@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['SHAPES', 'published', 'loop', 'gru_weights', 'floor', 'seconds', 'in_turn', 'saved_bytes', 'device_profile',
-           'StepProfile', 'measure', 'rival_layers', 'measure_layers', 'growth_shapes', 'measure_step', 'sdn_bench']
+           'StepProfile', 'measure', 'rival_layers', 'measure_layers', 'growth_shapes', 'StepParts', 'measure_step',
+           'fill_in_turn', 'measure_busy', 'measure_busy_training', 'sdn_bench']
 
 # %% ../nbs/engine/bench.ipynb #a0bdece8
-import itertools,json,shlex,sys,time
+import itertools,json,shlex,subprocess,sys,tempfile,time
 from contextlib import contextmanager,nullcontext
 from copy import deepcopy
 from functools import lru_cache,partial
 from pathlib import Path
-from statistics import median
+from statistics import mean,median
 from unittest.mock import patch
 import sdn_nb.layers
-from .scan import BACKENDS,DIRECTIONS,scan,scan_reference
+from .scan import BACKENDS,DIRECTIONS,choose_backend,scan,scan_reference
 from .layers import NonLocal,SDNLayer,matching_width,n_params
 from .vae import SDNVAE,preset_config,preset_recipe
 from .saving import atomic
@@ -23,10 +24,12 @@ from .memory import kept_bytes,training_memory
 from .data import ImageDL,TensorImages,ToUnit
 from .training import vae_learner
 from .commands import about,command,named_device,plain_errors
+from .threads import computing_with,spinning
 import torch
 from torch import nn,Tensor
 from torch.profiler import ProfilerActivity,profile
 from fastai.basics import Callback,DataLoaders,no_random,noop
+from fastprogress import progress_bar
 
 # %% ../nbs/engine/bench.ipynb #eb13e800
 def _lines_in_order(x, direction):
@@ -331,6 +334,40 @@ def _fresh_model(preset, device):
     "A model that has not been trained; made on the device, where orthogonal weights are made faster, and kept off it"
     with no_random(0, reproducible=False), torch.device(device): return SDNVAE(preset_config(preset)).cpu()
 
+# %% ../nbs/engine/bench.ipynb #2f142101
+def _part_of_step(event):
+    "Which part of a step an event of the profiler counts to, by its name or that of the nearest event around it"
+    while event:
+        name = event.name.lower()
+        if 'sdn_nb_scan' in name or 'sdn_nb::scan' in name or '_tolines' in name: return 'sweeps'
+        if 'conv' in name: return 'convolutions'
+        event = event.cpu_parent
+    return 'other_operators'
+
+# %% ../nbs/engine/bench.ipynb #4fb4c329
+class StepParts(Callback):
+    """Where the time of some training steps on a CPU goes: `parts` has seconds of a step for sweeps, convolutions,
+    other_operators, python, which is what is in none, and profiled, which is all; None before, and on a GPU"""
+    order,run_valid = 101,False
+    def __init__(self,
+        first:int, # step before which it begins, counted from 0
+        n:int=2,   # steps
+    ): self.first,self.n,self.parts = first,n,None
+
+    def before_batch(self):
+        if self.train_iter!=self.first or self.x.is_cuda: return
+        self.profiler = profile(activities=[ProfilerActivity.CPU])
+        self.profiler.start()
+        self.start = time.perf_counter()
+
+    def after_batch(self):
+        if self.train_iter!=self.first+self.n or self.x.is_cuda: return
+        step = (time.perf_counter()-self.start)/self.n
+        self.profiler.stop()
+        parts = dict(sweeps=0., convolutions=0., other_operators=0.)
+        for e in self.profiler.events(): parts[_part_of_step(e)] += e.self_cpu_time_total/1e6/self.n
+        self.parts = parts | dict(python=step-sum(parts.values()), profiled=step)
+
 # %% ../nbs/engine/bench.ipynb #fa11be25
 FORMS = 'scan','published','recorded'
 
@@ -366,7 +403,7 @@ def measure_step(
     device:str='cuda',    # cuda or cpu
     rounds:int=5,         # steps that count, after three that do not
     form:str='scan',      # of the sweep: scan, published, or recorded, which is scan with the step as CUDA graphs
-)->dict:                  # what was measured, seconds (median, least, most), losses, bytes, on a GPU the kernels
+)->dict:                  # what was measured, seconds (median, least, most), losses, bytes; GPU: kernels, CPU: parts
     """Training steps of a preset on random images: their times, losses, the gradient's norm, steps that were skipped,
     peak and foretold memory. Raises `ValueError` for a form or preset that it does not know. Numbers are drawn from
     seed 0; the global generators stay as they were."""
@@ -374,8 +411,9 @@ def measure_step(
         raise ValueError(f"measure_step: `form` must be one of {', '.join(FORMS)}, got {form!r}.")
     need = training_memory(preset_config(preset))
     bs,warm_up = bs or preset_recipe(preset).bs,3
-    clock,profiled = _Clock(),StepProfile(warm_up+rounds)
-    learn = _step_learner(preset, bs, warm_up+rounds+profiled.n, device, precision, form, [clock,profiled])
+    clock,profiled,parts = _Clock(),StepProfile(warm_up+rounds),StepParts(warm_up+rounds)
+    learn = _step_learner(preset, bs, warm_up+rounds+profiled.n, device, precision, form,
+                          [clock,profiled,parts])
     if device=='cuda':
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -384,7 +422,108 @@ def measure_step(
     return dict(preset=preset, bs=bs, precision=precision, form=form, seconds=_median_and_range(times),
                 losses=clock.losses, grad_norm=learn.guard.mean, steps=learn.guard.steps, skipped=learn.guard.skipped,
                 foretold_bytes=need.weights+bs*need.per_image,
-                peak_bytes=torch.cuda.max_memory_allocated() if device=='cuda' else None, profile=profiled.kernels)
+                peak_bytes=torch.cuda.max_memory_allocated() if device=='cuda' else None, profile=profiled.kernels,
+                parts=parts.parts if form=='scan' else None)          # other forms are made of other operators
+
+# %% ../nbs/engine/bench.ipynb #8dc59e93
+def fill_in_turn(
+    calls:dict,    # name -> function without arguments that returns its own seconds
+    seconds:float, # what the calls of each are to take together, at least one call
+    rounds:int,    # in how many portions
+    told=noop,     # called with the share that is done, from 0 to 1
+)->dict:           # name -> list of seconds, one for each call
+    "Call all in turn until each has had its time"
+    times = {k: [] for k in calls}
+    for r in range(rounds):
+        for i,(k,f) in enumerate(calls.items()):
+            while sum(times[k])<seconds*(r+1)/rounds: times[k].append(f())
+            told((r+(i+1)/len(calls))/rounds)
+    return times
+
+# %% ../nbs/engine/bench.ipynb #37c7d60e
+def _busy_calls(x, C, backends):
+    "What is timed on a busy machine: name -> (function of x and weights, x, weights)"
+    found,_ = _contestants(x, 'right', backends, recompute=False)
+    weights,layers = gru_weights(C),rival_layers(C)
+    sweeps = {k: (f, x, weights) for k,f in found.items() if k in BACKENDS}
+    del layers['self-attention']
+    return sweeps | {k: (lambda x,*_,l=l: l(x), x, list(l.parameters())) for k,l in layers.items()}
+
+# %% ../nbs/engine/bench.ipynb #499023ff
+def _figures(quiet, busy, threads):
+    "Mean and median of one contestant's times by number of threads, and how many times that of one thread all take"
+    both = dict(quiet=quiet, busy=busy)
+    figures = {f'threads_{n}': {k: [mean(t[n]), median(t[n])] for k,t in both.items()} for n in threads}
+    over_one = {k: mean(t[threads[0]])/mean(t[1]) for k,t in both.items()}
+    return figures | dict(all_over_one=over_one)
+
+# %% ../nbs/engine/bench.ipynb #2b20f83e
+@no_random(0, reproducible=False)
+def measure_busy(
+    B:int,              # batch
+    C:int,              # features
+    S:int,              # height and width
+    busy:int=4,         # processes that only compute
+    rounds:int=7,       # in how many portions each figure's time is spent
+    backends:list=None, # which of `BACKENDS` to measure; all that can run if None
+    least:float=1.,     # seconds that the calls of a busy figure take together; quiet ones .3 of it
+)->dict:                # shape, busy, threads, chosen, training, inference, sdn_over_convolutions
+    """Time sweeps, an `SDNLayer` and two convolutions of equal size on a CPU, with all threads and with one, on a quiet
+    machine and beside processes that only compute. Numbers are drawn from seed 0; the global generators stay as they
+    were."""
+    x,threads = torch.randn(B, C, S, S),[torch.get_num_threads(),1]
+    calls,modes = _busy_calls(x, C, backends),('training','inference')
+    def timed(name, mode, n):
+        with computing_with(n): return seconds(*calls[name], mode=='training')
+    fs = {key: partial(timed, *key) for key in itertools.product(calls, modes, dict.fromkeys(threads))}
+    bar = progress_bar(range(200), leave=False)
+    bar.update(0)
+    for f in fs.values(): f()                                            # the first call warms up
+    quiet = fill_in_turn(fs, .3*least, rounds, lambda done: bar.update(int(99*done)))
+    with spinning(busy): among = fill_in_turn(fs, least, rounds, lambda done: bar.update(100+int(100*done)))
+    row = dict(shape=[B,C,S], busy=busy, threads=threads[0], chosen=choose_backend(x))
+    for mode in modes:
+        row[mode] = {k: _figures(*({n: t[k,mode,n] for n in threads} for t in (quiet,among)), threads) for k in calls}
+    return row | dict(sdn_over_convolutions={mode: _sdn_over_convolutions(row[mode], threads[0]) for mode in modes})
+
+# %% ../nbs/engine/bench.ipynb #9cc9da4c
+def _sdn_over_convolutions(figures, n):
+    "How many times as long as two convolutions a layer takes with `n` threads, by the means"
+    sdn,convolutions = (figures[k][f'threads_{n}'] for k in ('SDN layer','two convolutions'))
+    return {k: sdn[k][0]/convolutions[k][0] for k in ('quiet','busy')}
+
+# %% ../nbs/engine/bench.ipynb #b59bbc6a
+_TIMED_TRAINING = """
+import time
+from sdn_nb.threads import wait_briefly
+wait_briefly()
+from sdn_nb.cli import sdn_train
+from fastai.basics import Learner
+def timed(*args, fit=Learner.fit, **kwargs):
+    start = time.perf_counter()
+    fit(*args, **kwargs)
+    print('fit:', time.perf_counter()-start)
+Learner.fit = timed
+sdn_train.main()
+"""
+
+def _time_training():
+    "Seconds of `sdn_train digits --epochs 1`, those of its epoch, and what it said about threads"
+    with tempfile.TemporaryDirectory() as d:
+        command = [sys.executable, '-c', _TIMED_TRAINING, 'digits', '--epochs', '1', '--out', d]
+        start = time.perf_counter()
+        p = subprocess.run(command, capture_output=True, text=True, check=False)
+        taken = time.perf_counter()-start
+    if p.returncode: raise ChildProcessError(f"sdn_bench: sdn_train digits failed: {p.stderr.strip()}")
+    said = dict(line.split(': ', 1) for line in p.stdout.splitlines() if line.startswith(('fit: ','threads: ')))
+    return dict(seconds=taken, epoch=float(said['fit']), threads=said.get('threads'))
+
+def measure_busy_training(
+    busy:int=4, # processes that only compute
+)->dict:        # busy, and quiet and among, each with seconds, epoch (seconds) and threads (what was chosen, or None)
+    "Time `sdn_train digits --epochs 1` on a quiet machine and beside processes that only compute"
+    quiet = _time_training()
+    with spinning(busy): return dict(busy=busy, quiet=quiet, among=_time_training())
 
 # %% ../nbs/engine/bench.ipynb #4adf635a
 def _print_sweeps(row):
@@ -404,6 +543,28 @@ def _print_layers(row):
     def told(r): return f"{1e3*r['seconds'][0]:.1f} ms, {r['saved_bytes']/2**20:.1f} MiB saved"
     print(tuple(row['shape']), *(f'{k} {told(r)}' for k,r in row['layers'].items()), sep='  ')
 
+def _print_busy(row):
+    "One measurement on a busy machine as lines of text"
+    n = row['threads']
+    print(f"\n{tuple(row['shape'])} quiet, and busy with {row['busy']}; {n} threads, and one")
+    for mode in ('training','inference'):
+        for k,r in row[mode].items():
+            (q,_),(b,_) = (r[f'threads_{n}'][when] for when in ('quiet','busy'))
+            (q1,_),(b1,_) = (r['threads_1'][when] for when in ('quiet','busy'))
+            ratio = r['all_over_one']
+            chosen = ' (chosen)' if k==row['chosen'] else ''
+            print(f"  {mode:10}{k+chosen:18}{1e3*q:9.2f} and {1e3*q1:9.2f} ms, ratio {ratio['quiet']:5.2f}"
+                  f"   busy {1e3*b:9.2f} and {1e3*b1:9.2f} ms, ratio {ratio['busy']:5.2f}")
+        layers = row['sdn_over_convolutions'][mode]
+        print(f"  {mode:10}SDN layer takes {layers['quiet']:.2f} times two convolutions, busy {layers['busy']:.2f}")
+
+def _print_busy_training(row):
+    "Times of a training command as a line of text"
+    for k in ('quiet','among'):
+        r = row[k]
+        print(f"sdn_train digits --epochs 1, {'quiet' if k=='quiet' else 'busy'}: {r['seconds']:.1f} s,"
+              f" its epoch {r['epoch']:.1f} s; threads: {r['threads'] or 'as said'}")
+
 def _print_step(row):
     "One measurement of a step as a line of text"
     median_,least,most = (1e3*s for s in row['seconds'])
@@ -411,6 +572,9 @@ def _print_step(row):
     memory = f"{peak:.1f} GiB at the peak, {foretold:.1f} foretold in fp32" if peak else ''
     print(f"step of {row['preset']}, batch {row['bs']}, {row['precision']}, {row['form']:9}"
           f"  {median_:8.1f} ms ({least:.1f} to {most:.1f})  {memory}")
+    if parts := row['parts']:
+        told = (f"{k.replace('_', ' ')} {t/parts['profiled']:.0%}" for k,t in parts.items() if k!='profiled')
+        print('  of it', ', '.join(told))
 
 # %% ../nbs/engine/bench.ipynb #25dcf3a7
 def _shapes(text):
@@ -438,7 +602,7 @@ def _forms_to_measure(presets, device):
     return [(name,form) for i,name in enumerate(presets) for form in forms if form!='published' or i==0]
 
 # %% ../nbs/engine/bench.ipynb #5cf2ce08
-def _measurements(sweeps, backends, recompute, growth, steps, device, rounds):
+def _measurements(sweeps, backends, recompute, growth, steps, device, rounds, busy):
     "Measure one after another: (name of its table, row, how to print it)"
     for shape,direction,precision in sweeps:
         yield 'rows',measure(*shape, direction, precision, device, rounds, backends, recompute),_print_sweeps
@@ -446,6 +610,10 @@ def _measurements(sweeps, backends, recompute, growth, steps, device, rounds):
         yield 'layers',measure_layers(*shape, device, rounds),_print_layers
     for (preset,form),precision in steps:
         yield 'steps',measure_step(preset, None, precision, device, rounds, form),_print_step
+    if not busy: return
+    for shape in dict.fromkeys(shape for shape,*_ in sweeps):
+        yield 'busy',measure_busy(*shape, busy, rounds, backends),_print_busy
+    yield 'busy_training',measure_busy_training(busy),_print_busy_training
 
 # %% ../nbs/engine/bench.ipynb #40c487ce
 SHAPES = '8,64,32 32,64,32 8,200,32 16,360,32 4,64,64 2,32,128 1,200,32 32,20,8'
@@ -461,6 +629,8 @@ def sdn_bench(
     rounds:int=7,           # rounds of timing, after one that does not count
     growth:bool=False,      # measure layers of equal size too, at growing batch, features and size
     steps:str='',           # presets whose training step to measure, the first with the published form too
+    # measure on a CPU beside so many processes that only compute, too, and time sdn_train there; not if left out
+    busy:int=0,
     out:str=None,           # JSON file to write; none if left out
 ):
     """Time the sweep against its published form, a plain loop and the floor of its matrix products; print a table
@@ -470,15 +640,19 @@ def sdn_bench(
         if device: named_device(device, 'sdn_bench')
         else: device = 'cuda' if torch.cuda.is_available() else 'cpu'
         if rounds<1: raise ValueError(f"sdn_bench: --rounds must be at least 1, got {rounds}.")
+        if busy<0 or busy and device!='cpu':
+            raise ValueError(
+                f"sdn_bench: --busy must be a number of processes, and goes with --device cpu; got {busy}, on {device}.")
         precisions = _known_names('precisions', precisions, PRECISIONS)
-        sweeps = itertools.product(_shapes(shapes), _known_names('directions', directions, DIRECTIONS), precisions)
+        directions = _known_names('directions', directions, DIRECTIONS)
+        sweeps = list(itertools.product(_shapes(shapes), directions, precisions))
         forms = itertools.product(_forms_to_measure(steps.split(), device), precisions)
         names = _known_names('backends', backends or '', BACKENDS)
         if out: Path(out).parent.mkdir(parents=True, exist_ok=True)
         tables = dict(rows=[], layers=[], steps=[])
         try:
-            for table,row,show in _measurements(sweeps, names, recompute, growth, forms, device, rounds):
-                tables[table].append(row)
+            for table,row,show in _measurements(sweeps, names, recompute, growth, forms, device, rounds, busy):
+                tables.setdefault(table, []).append(row)
                 show(row)
                 if out:
                     with atomic(out) as tmp: tmp.write_text(json.dumps(about(command_line, device)|tables, indent=1))

@@ -7,6 +7,7 @@ __all__ = ['train', 'sdn_train', 'sdn_eval', 'sdn_sample', 'sdn_explore']
 
 # %% ../nbs/12_commands.ipynb #540cae30
 import math,os,sys
+from contextlib import nullcontext
 from dataclasses import asdict,replace
 from hashlib import file_digest
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch,sdn_nb
 from .saving import WEIGHTS
 from .vae import SDNVAE, preset_config, preset_recipe
 from .memory import training_memory
+from .threads import COUNTED, choose_threads, computing_with, threads_note
 from .runs import PICTURES, SAMPLES, RECONSTRUCTIONS, TENSORBOARD, PRICES, DRAWN, Settings
 from .runs import begin, own_files, read_run, record, run_dls, write_evaluation
 from .commands import command, named_device, plain_errors
@@ -63,6 +65,26 @@ def _build(settings, data):
         dls, model, lr=settings.lr, ema=settings.ema, precision=settings.precision, accumulate=settings.accumulate,
         warmup=settings.warmup, graphs=settings.graphs and recordable))
 
+# %% ../nbs/12_commands.ipynb #43dfed46
+def _forward_backward(learn, x, precision):
+    "What costs time in a training step, without the step"
+    half = dict(fp16=torch.float16, bf16=torch.bfloat16).get(precision)
+    with torch.autocast(x.device.type, half) if half else nullcontext(): out = learn.model(x)
+    learn.loss_func(out, x).backward()
+    learn.model.zero_grad()
+
+# %% ../nbs/12_commands.ipynb #60ca948d
+def _chosen_threads(settings, learn):
+    "Number of threads for a new run, which is told; None where the user has said it, on a GPU, or in several processes"
+    said = any(name in os.environ for name in COUNTED)
+    if said or learn.dls.device.type!='cpu' or num_distrib()>1: return None
+    info = learn.dls.info
+    with torch.random.fork_rng([]):
+        x = 2*torch.rand(min(settings.bs, info.n_train), info.channels, *info.image_size)-1
+        n,times = choose_threads(lambda: _forward_backward(learn, x, settings.precision))
+    if len(times)>1: print(threads_note(n, times))
+    return n
+
 # %% ../nbs/12_commands.ipynb #027ff232
 def _judge(learn, run, temperature):
     "Write pictures and figures; the ELBO and the histogram's price in bits/dim"
@@ -93,15 +115,17 @@ def train(
 )->dict:                  # elbo_bpd and histogram_bpd; None in all processes but the first
     "Train, write the run's folder and judge the model; goes on where the folder has a checkpoint"
     learn = _build(settings, data)
+    if data is None: settings = replace(settings, threads=settings.threads or _chosen_threads(settings, learn))
     device = str(learn.dls.device)
     versions = dict(sdn_nb=sdn_nb.__version__, torch=torch.__version__, fastai=fastai.__version__, device=device)
     folder = RunFolder(
         run, replace=own_files(run) if overwrite else (), minutes=settings.minutes,
         data=asdict(learn.dls.info), training=asdict(settings), versions=versions)
     learn.add_cbs([folder, *_loggers(settings, run)])
-    learn.fit_flat_cos(settings.epochs, pct_start=.25)
-    if num_distrib()>1: torch.distributed.destroy_process_group()
-    return None if rank_distrib() else _judge(learn, run, preset_recipe(settings.preset).temperature)
+    with computing_with(settings.threads):
+        learn.fit_flat_cos(settings.epochs, pct_start=.25)
+        if num_distrib()>1: torch.distributed.destroy_process_group()
+        return None if rank_distrib() else _judge(learn, run, preset_recipe(settings.preset).temperature)
 
 # %% ../nbs/12_commands.ipynb #cc11deee
 @command('dataset', settings=Settings)

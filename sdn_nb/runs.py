@@ -106,6 +106,8 @@ class Settings:
     sample_every:int = setting(10, ZERO_OR_MORE, free=True)
     tensorboard:bool = setting(False, free=True)           # write curves for TensorBoard into the run's folder
     wandb:bool = setting(False, free=True)                 # send curves to Weights & Biases
+    # threads that compute, on a CPU; if left out those of OMP_NUM_THREADS or MKL_NUM_THREADS, else the fastest by trial
+    threads:int = setting(None, AT_LEAST_1, free=True)
 
     def __post_init__(self):
         _check(self)

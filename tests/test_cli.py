@@ -16,7 +16,7 @@ from sdn_nb.saving import model_folder
 
 FILES = {'config.json', 'model.safetensors', 'history.csv', 'checkpoint.pt', 'evaluation.json', 'samples.png', 'reconstructions.png', 'learning_curve.png'}
 assert FILES==set(runs.FILES)
-OPTIONS = dict(sdn_train='--preset --epochs --bs --lr --path --size --seed --no-sdn --width --fp16 --bf16 --accumulate --warmup --minutes --sample_every --recompute --tensorboard --wandb --out --resume --overwrite', sdn_sample='--n --temperature --seed --out', sdn_eval='--samples --split --seed --bs --device', sdn_explore='--port --no-browser')
+OPTIONS = dict(sdn_train='--preset --epochs --bs --lr --path --size --seed --no-sdn --width --fp16 --bf16 --accumulate --warmup --minutes --sample_every --recompute --tensorboard --wandb --threads --out --resume --overwrite', sdn_sample='--n --temperature --seed --out', sdn_eval='--samples --split --seed --bs --device', sdn_explore='--port --no-browser')
 os.environ['PYTHONPATH'] = os.pathsep.join([str(Path(sdn_nb.__file__).parents[1]), os.environ.get('PYTHONPATH', '')])
 server = multiprocessing.get_context('forkserver')           # imports torch and fastai once for all commands
 server.set_forkserver_preload(['sdn_nb.cli'])
@@ -111,7 +111,7 @@ def bad(line, words, make=lambda work: None): return pytest.param(line, words, m
     bad('sdn_train --resume --overwrite', ['exclude each other']),
     bad('sdn_train --resume', ['runs/digits has no checkpoint']),
     bad('sdn_train --resume --out a', ['a/config.json'], lambda w: a_run(w, data={})),
-    bad('sdn_train --epochs 0', ['epochs']), bad('sdn_train --epochs -3', ['epochs']),
+    bad('sdn_train --epochs 0', ['epochs']), bad('sdn_train --threads 0', ['--threads must be at least 1']), bad('sdn_train --epochs -3', ['epochs']),
     bad('sdn_train --fp16 --bf16', ['--fp16 and --bf16 exclude each other']),
     bad('sdn_train --accumulate 0', ['--accumulate must be at least 1']), bad('sdn_train --warmup -1', ['--warmup must be zero or more']),
     bad('sdn_train --minutes nan', ['--minutes must be zero or more']), bad('sdn_train --sample_every -1', ['--sample_every must be zero or more']),
