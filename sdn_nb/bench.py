@@ -642,7 +642,8 @@ def sdn_bench(
         if rounds<1: raise ValueError(f"sdn_bench: --rounds must be at least 1, got {rounds}.")
         if busy<0 or busy and device!='cpu':
             raise ValueError(
-                f"sdn_bench: --busy must be a number of processes, and goes with --device cpu; got {busy}, on {device}.")
+                f"sdn_bench: --busy must be a number of processes, and goes with --device cpu; "
+                f"got {busy}, on {device}.")
         precisions = _known_names('precisions', precisions, PRECISIONS)
         directions = _known_names('directions', directions, DIRECTIONS)
         sweeps = list(itertools.product(_shapes(shapes), directions, precisions))
