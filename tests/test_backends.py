@@ -231,6 +231,78 @@ def test_opcheck(direction, keep, name):
         y,*saved = torch.ops.sdn_nb.scan(x,*params,direction,keep,name)
         torch.library.opcheck(torch.ops.sdn_nb.scan_backward.default, (y.clone(),x,y,*saved,*params,direction,name))
 
+def replaced(args, i, f): return [f(a) if j==i else a for j,a in enumerate(args)]
+def on_meta(t): return t.to('meta')
+def quantized(t): return torch.quantize_per_tensor(t.float(), .1, 0, torch.qint8)
+UNFIT = dict(meta=on_meta, complex=lambda t: t+1j, integer=lambda t: t.long(), bool=lambda t: t>0, fp8=lambda t: t.float().to(torch.float8_e4m3fn), quantized=quantized,
+             sparse=lambda t: t.to_sparse(), mkldnn=lambda t: t.float().to_mkldnn(), nothing=lambda t: None, misshapen=lambda t: t[:-1], misshapen_last=lambda t: t[...,:-1])
+
+@quick
+@pytest.mark.filterwarnings('ignore:torch.quantize_per_tensor')
+@pytest.mark.parametrize('i', range(5), ids=NAMES[1:])
+@pytest.mark.parametrize('unfit', UNFIT)
+@pytest.mark.parametrize('cast', [False,True], ids=['','autocast'])
+def test_what_does_not_fit_is_refused(name, unfit, i, cast):
+    "By the name of the argument, by `scan` and by the operation and its backward, instead of reading memory as something that it is not"
+    dtype = widest(name)
+    device = require(name, dtype)
+    args = arguments((2,3,4,5), dtype, device)
+    dy,y,*saved = torch.randn_like(args[0]),*torch.ops.sdn_nb.scan(*args, 'right', True, name)
+    try: wrong = replaced(args, i, UNFIT[unfit])
+    except (RuntimeError,NotImplementedError): pytest.skip('no such tensor on this device')
+    if i==0 and unfit=='misshapen': pytest.skip('a batch of any size will do')
+    if i==0 and unfit=='misshapen_last': wrong[0] = args[0][0]
+    about = '`weight_ih` is on' if i==0 and unfit=='meta' else f'`{NAMES[1+i]}`'
+    with torch.autocast(device, enabled=cast):
+        calls = [lambda: scan(*wrong, backend=name), lambda: scan(*wrong)]
+        if wrong[i] is not None: calls += [lambda: torch.ops.sdn_nb.scan(*wrong, 'right', True, name),
+                                           lambda: torch.ops.sdn_nb.scan_backward(dy, wrong[0], y, *saved, *wrong[1:], 'right', name)]
+        for call in calls:
+            with pytest.raises(ValueError, match=f'^scan: {about}'): call()
+
+@quick
+def test_double_and_single_do_not_mix(name):
+    "Neither way, nor under autocast; in half precision a map may have parameters of another type, but not in double"
+    for dtype in (fp32,fp64,fp16):
+        if not (device := device_for(name, dtype)): continue
+        other = fp32 if dtype==fp64 else fp64
+        for i in range(1,5):
+            wrong = replaced(arguments((2,3,4,5), dtype, device), i, lambda t: t.to(other))
+            for cast in (False,True):
+                with torch.autocast(device, enabled=cast):
+                    for call in (lambda: scan(*wrong, backend=name), lambda: torch.ops.sdn_nb.scan(*wrong, 'up', True, name)):
+                        with pytest.raises(ValueError, match=f'`{NAMES[1+i]}` is {other} but `x` is {dtype}'): call()
+
+@quick
+def test_the_operation_refuses_what_the_backend_would(name):
+    "Directions and backends that are not there; maps that the backend can't take; what comes back to it from elsewhere"
+    dtype = widest(name)
+    args = arguments((2,3,4,5), dtype, require(name, dtype))
+    scan_,back = torch.ops.sdn_nb.scan,torch.ops.sdn_nb.scan_backward
+    with pytest.raises(ValueError, match='direction'): scan_(*args, 'sideways', True, name)
+    with pytest.raises(ValueError, match="got 'abacus'"): scan_(*args, 'right', True, 'abacus')
+    for t in TOLERANCE:
+        if not refused(name, t): continue
+        with pytest.raises(RuntimeError, match=f"backend '{name}' can't run"): scan_(*(a.to(t) for a in args), 'right', True, name)
+    dy,results = torch.randn_like(args[0]),scan_(*args, 'right', True, name)
+    maps = [dy,*results]
+    spread = results[1].new_zeros(()).expand_as(results[1])      # one number in memory, as many as there should be by its shape
+    with torch.no_grad(): back(dy, args[0], results[0], spread, *results[2:], *args[1:], 'right', name)
+    for i,what in enumerate(('dy','y','saved0')):
+        for wrong in (maps[i].flatten()[1:], maps[i].half() if dtype!=fp16 else maps[i].float(), on_meta(maps[i]), maps[i][:1]):
+            d,y,*saved = replaced(maps, i, lambda t: wrong)
+            if what=='saved0' and wrong.ndim==1: continue       # stands for nothing kept
+            with pytest.raises(ValueError, match=f'`{what}` must have'): back(d, args[0], y, *saved, *args[1:], 'right', name)
+
+@quick
+def test_shapes_alone(name):
+    "All on meta: the operation and its backward say what would come out"
+    dtype = widest(name)
+    args = [on_meta(a) for a in arguments((2,3,4,5), dtype)]
+    y,*saved = torch.ops.sdn_nb.scan(*args, 'down', True, name)
+    grads = torch.ops.sdn_nb.scan_backward(y, args[0], y, *saved, *args[1:], 'down', name)
+    assert all(t.is_meta and t.shape==a.shape for t,a in zip((y,*grads), (args[0],*args), strict=True))
+
 @every
 def test_why_not_only_looks(name, monkeypatch):
     "Every refusal says what to do; asking starts no compiler and loads no library"

@@ -3,9 +3,10 @@ import os, platform, random, subprocess, sys
 from pathlib import Path
 import pytest, torch
 from sdn_nb.scan import choose_backend, cpp_sweep, scan, scan_reference, DIRECTIONS
+from sdn_nb.scan.compiled import FLAGS, compiler
 from test_scan import NAMES, cell, run
 
-if cpp_sweep.compiler() is None: pytest.skip('there is no C++ compiler', allow_module_level=True)
+if compiler() is None: pytest.skip('there is no C++ compiler', allow_module_level=True)
 
 pytestmark = pytest.mark.usefixtures('poisoned')
 
@@ -115,7 +116,7 @@ def test_infinity_is_not_hidden():
 def older(request, monkeypatch):
     "The library for a processor without AVX-512, and for one without AVX"
     if platform.machine()!='x86_64' or 'avx2' not in Path('/proc/cpuinfo').read_text(): pytest.skip('needs a processor with AVX2')
-    lib = cpp_sweep._load(cpp_sweep._build(cpp_sweep._SOURCE, [f.replace('native',request.param) for f in cpp_sweep._FLAGS]))
+    lib = cpp_sweep._load([f.replace('native',request.param) for f in FLAGS])
     monkeypatch.setattr(cpp_sweep, '_library', lambda: lib)
 
 @pytest.mark.parametrize('seed', range(6))
@@ -143,11 +144,20 @@ try: scan(x,*p,backend='cpp')
 except RuntimeError as e: print(e)
 '''
 
-@pytest.mark.parametrize('env,reason', [(dict(CXX='/bin/false',PATH=''),"/bin/false can't compile"), (dict(CXX='',PATH=''),'there is no C++ compiler: install GCC'), (dict(XDG_CACHE_HOME='/dev/null'),'Not a directory')],
-                         ids=['broken compiler','no compiler','no room'])
+@pytest.mark.parametrize('env,reason', [(dict(CXX='/bin/false',PATH=''),"/bin/false can't compile"), (dict(CXX='',PATH=''),'there is no C++ compiler: install GCC')],
+                         ids=['broken compiler','no compiler'])
 def test_cannot_be_built(env, reason):
     chosen,message = elsewhere(CHOICE, **env).split('\n',1)
     assert chosen=='torch' and "backend 'cpp' can't run on this `x`" in message and reason in message
+
+def test_no_room(tmp_path):
+    "Neither in the cache folder nor among temporary files"
+    (tmp_path/f'sdn_nb-{os.geteuid()}').touch()
+    chosen,message = elsewhere(CHOICE, XDG_CACHE_HOME='/dev/null', TMPDIR=str(tmp_path)).split('\n',1)
+    assert chosen=='torch' and "backend 'cpp' can't run on this `x`" in message and message.count('Not a directory')==2
+
+def test_no_cache_folder(tmp_path):
+    assert elsewhere(CHOICE, XDG_CACHE_HOME='/dev/null', TMPDIR=str(tmp_path))=='cpp'
 
 def test_compiler_message(tmp_path, monkeypatch):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))

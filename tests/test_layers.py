@@ -6,7 +6,7 @@ import pytest, torch, torch._dynamo.testing, torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from sdn_nb.layers import LAYERS, ResSDN, SDNLayer, SubLayer, layer_name, register_layer
-from sdn_nb.scan.cpp_sweep import compiler
+from sdn_nb.scan.compiled import compiler
 from sdn_nb.scan import DIRECTIONS, scan
 
 BACK = dict(right=(0,-1), left=(0,1), down=(-1,0), up=(1,0))    # one step back along the sweep, as (row, column)

@@ -5,7 +5,7 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 from sdn_nb.bench import published, saved_bytes
-from sdn_nb.scan.cpp_sweep import compiler
+from sdn_nb.scan.compiled import compiler
 from sdn_nb.scan import scan, scan_reference, choose_backend, register_backend, BACKENDS, DIRECTIONS
 
 NAMES = ('y','x','weight_ih','weight_hh','bias_ih','bias_hh')
@@ -280,6 +280,38 @@ def test_a_fresh_interpreter_has_every_backend():
     ids=['map','direction','weight','bias','dtype'])
 def test_errors(wrong, message):
     with pytest.raises(ValueError, match=message): wrong(torch.randn(2,3,8,9), cell(3))
+
+UNFIT = dict(meta=(lambda t: t.to('meta'),'is on meta, but `x` is on cpu'), complex=(lambda t: t+1j,'got torch.complex64. Take .real'),
+             integer=(lambda t: t.long(),'got torch.int64. Convert it, e.g. with .float'), sparse=(lambda t: t.to_sparse(),'got torch.sparse_coo. Convert it, e.g. with .to_dense'),
+             nothing=(lambda t: None,'got NoneType. Make it one'), array=(lambda t: t.numpy(),'got ndarray. Make it one'))
+
+@pytest.mark.parametrize('f', [scan,scan_reference], ids=['scan','reference'])
+@pytest.mark.parametrize('unfit', UNFIT)
+def test_arguments_of_no_use(f, unfit):
+    "Named, with what was given and what to do"
+    x,params = torch.randn(2,3,8,9),[p.detach() for p in cell(3)]
+    make,said = UNFIT[unfit]
+    for i,name in enumerate(NAMES[2:]):
+        with pytest.raises(ValueError, match=f'^scan: `{name}` .*{said}'): f(x, *(make(p) if j==i else p for j,p in enumerate(params)))
+    with pytest.raises(ValueError, match='`x`.*' + said.replace('is on meta, but `x` is on cpu','is on meta')): f(make(x), *params)
+
+def test_nested_maps():
+    nested = torch.nested.nested_tensor([torch.randn(3,8,9),torch.randn(3,5,4)])
+    with pytest.raises(ValueError, match='`x` must be .* got a nested one. Pad it'): scan(nested, *cell(3))
+
+@pytest.mark.parametrize('unfit', ['meta','complex','integer'])
+def test_compiled_and_of_no_use(unfit):
+    torch._dynamo.reset()
+    x,(weight,*rest) = torch.randn(2,3,8,9),[p.detach() for p in cell(3)]
+    with pytest.raises(Exception, match='weight_ih'): torch.compile(scan, backend='aot_eager')(x, UNFIT[unfit][0](weight), *rest)
+
+def test_subclasses_work():
+    x,params = torch.randn(2,3,8,9),cell(3)
+    class Image(torch.Tensor): pass
+    y = scan(x.as_subclass(Image), *params)
+    assert type(y) is Image and y.as_subclass(torch.Tensor).equal(scan(x, *params))
+    turned = torch.complex(x,x).conj().imag          # its numbers in memory have the other sign
+    assert turned.is_neg() and scan(turned, *params).equal(scan(-x, *params))
 
 @pytest.mark.parametrize('direction', DIRECTIONS)
 def test_gradient_lies_as_its_neighbours_want_it(direction):

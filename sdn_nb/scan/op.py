@@ -9,7 +9,8 @@ __all__ = ['BACKENDS', 'Backend', 'register_backend', 'choose_backend', 'scan']
 from typing import Callable, NamedTuple
 import torch
 from torch import Tensor
-from .reference import check_arguments
+from .reference import PARAMETERS, check_arguments
+from .compiled import n_threads
 from .lines import empty_map, from_lines, n_lines, to_lines
 from .torch_sweep import plain_loop
 
@@ -70,7 +71,20 @@ def choose_backend(
 _SLOTS = 2
 
 def _fill_slots(saved, x): return *saved,*(x.new_empty(0) for _ in range(_SLOTS-len(saved)))
-def _filled(slots): return [t for t in slots if t.ndim>1]
+def _filled(slots): return [t.contiguous() for t in slots if t.ndim>1]
+
+# %% ../../nbs/engine/op.ipynb #731dbe9e
+def _check_types(x, params, mixed):
+    "Raise a ValueError unless parameters have the type of `x`; where types are mixed, unless they are not in double"
+    dtype = x.dtype
+    for name,p in zip(PARAMETERS, params):
+        if p.dtype!=dtype and not (mixed and p.dtype!=torch.float64):
+            autocast = '' if torch.float64 in (dtype,p.dtype) else ', or run under torch.autocast'
+            raise ValueError(f"scan: `{name}` is {p.dtype} but `x` is {dtype}. Convert one of them{autocast}.")
+
+def _check_tensors(x, params, direction):
+    check_arguments(x, *params, direction)
+    _check_types(x, params, mixed=x.dtype in (torch.float16,torch.bfloat16))
 
 # %% ../../nbs/engine/op.ipynb #7f756e99
 def _nothing_to_correct(x, direction):
@@ -89,8 +103,12 @@ def _gradient_like(x, direction, backend):
 _PARAMETERS = 'Tensor weight_ih, Tensor weight_hh, Tensor bias_ih, Tensor bias_hh, str direction'
 
 @torch.library.custom_op('sdn_nb::scan', mutates_args=(),
-    schema=f'(Tensor x, {_PARAMETERS}, bool keep, str backend) -> (Tensor, Tensor, Tensor)')
-def _scan(x, weight_ih, weight_hh, bias_ih, bias_hh, direction, keep, backend):
+    schema=f'(Tensor x, {_PARAMETERS}, bool keep, str backend, bool checked=False) -> (Tensor, Tensor, Tensor)')
+def _scan(x, weight_ih, weight_hh, bias_ih, bias_hh, direction, keep, backend, checked=False):
+    n_threads()
+    if not checked:
+        _check_tensors(x, (weight_ih, weight_hh, bias_ih, bias_hh), direction)
+        choose_backend(x, backend)
     b = BACKENDS[backend]
     if _nothing_to_correct(x, direction):
         y = _result_like(x, direction, backend).copy_(x)
@@ -99,11 +117,27 @@ def _scan(x, weight_ih, weight_hh, bias_ih, bias_hh, direction, keep, backend):
     return y,*_fill_slots(saved, x)
 
 # %% ../../nbs/engine/op.ipynb #932731e1
+def _check_results(dy, y, saved0, saved1, x, direction, backend):
+    "Raise a ValueError unless the others are like what the operation returns for `x`"
+    saved = BACKENDS[backend].buffers(x, direction) if saved0.ndim>1 else []
+    for name,t,like in zip(('dy','y','saved0','saved1'), (dy,y,saved0,saved1), (x,x,*_fill_slots(saved, x))):
+        has,must = ((a.layout,a.dtype,tuple(a.shape),a.device) for a in (t,like))
+        if has!=must:
+            raise ValueError(f"scan: `{name}` must have layout, type, shape and device {must}, got {has}.")
+
 @torch.library.custom_op('sdn_nb::scan_backward', mutates_args=(),
-    schema=f'(Tensor dy, Tensor x, Tensor y, Tensor saved0, Tensor saved1, {_PARAMETERS}, str backend)'
+    schema=f'(Tensor dy, Tensor x, Tensor y, Tensor saved0, Tensor saved1, {_PARAMETERS}, str backend,'
+        ' bool checked=False)'
         ' -> (Tensor, Tensor, Tensor, Tensor, Tensor)')
-def _scan_backward(dy, x, y, saved0, saved1, weight_ih, weight_hh, bias_ih, bias_hh, direction, backend):
+def _scan_backward(
+    dy, x, y, saved0, saved1, weight_ih, weight_hh, bias_ih, bias_hh, direction, backend, checked=False
+):
+    n_threads()
     params = weight_ih,weight_hh,bias_ih,bias_hh
+    if not checked:
+        _check_tensors(x, params, direction)
+        choose_backend(x, backend)
+        _check_results(dy, y, saved0, saved1, x, direction, backend)
     if _nothing_to_correct(x, direction):
         zeros = (torch.zeros_like(p, memory_format=torch.contiguous_format) for p in params)
         return _gradient_like(x, direction, backend).copy_(dy),*zeros
@@ -111,27 +145,32 @@ def _scan_backward(dy, x, y, saved0, saved1, weight_ih, weight_hh, bias_ih, bias
 
 # %% ../../nbs/engine/op.ipynb #84300403
 @_scan.register_fake
-def _(x, weight_ih, weight_hh, bias_ih, bias_hh, direction, keep, backend):
+def _(x, weight_ih, weight_hh, bias_ih, bias_hh, direction, keep, backend, checked=False):
+    if not checked: _check_tensors(x, (weight_ih, weight_hh, bias_ih, bias_hh), direction)
     saved = BACKENDS[backend].buffers(x, direction) if keep else []
     return _result_like(x, direction, backend),*_fill_slots(saved, x)
 
 @_scan_backward.register_fake
-def _(dy, x, y, saved0, saved1, weight_ih, weight_hh, bias_ih, bias_hh, direction, backend):
+def _(dy, x, y, saved0, saved1, weight_ih, weight_hh, bias_ih, bias_hh, direction, backend, checked=False):
     params = weight_ih,weight_hh,bias_ih,bias_hh
+    if not checked:
+        _check_tensors(x, params, direction)
+        _check_results(dy, y, saved0, saved1, x, direction, backend)
     grads = (torch.empty_like(w, memory_format=torch.contiguous_format) for w in params)
     return _gradient_like(x, direction, backend),*grads
 
 # %% ../../nbs/engine/op.ipynb #c9650ad3
 def _save_for_backward(ctx, inputs, output):
-    *tensors,ctx.direction,_,ctx.backend = inputs
+    *tensors,ctx.direction,_,ctx.backend,_ = inputs
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output, *tensors)
 
 def _backward(ctx, dy, *_):
-    if dy is None: return (None,)*8
+    if dy is None: return (None,)*9
     y,saved0,saved1,x,*params = ctx.saved_tensors
-    return *_scan_backward(dy, x, y, saved0, saved1, *params, ctx.direction, ctx.backend),None,None,None
+    grads = _scan_backward(dy, x, y, saved0, saved1, *params, ctx.direction, ctx.backend, True)
+    return *grads,None,None,None,None
 
 _scan.register_autograd(_backward, setup_context=_save_for_backward)
 
@@ -144,16 +183,12 @@ _scan_backward.register_autograd(_no_double_backward)
 
 # %% ../../nbs/engine/op.ipynb #08a26504
 def _as_autocast_wants(x, *params):
-    "`x` in the type that autocast asks for; without autocast `x` itself, or a ValueError where a type differs"
+    "`x` in the type that autocast asks for, without autocast `x` itself; a ValueError where a type does not fit"
     device = x.device.type
-    if device!='meta' and torch.is_autocast_enabled(device) and x.dtype!=torch.float64:
-        return x.to(torch.get_autocast_dtype(device))
-    for name,p in zip(('weight_ih','weight_hh','bias_ih','bias_hh'), params):
-        if p.dtype!=x.dtype:
-            raise ValueError(
-                f"scan: `{name}` is {p.dtype} but `x` is {x.dtype}. "
-                "Convert one of them, or run under torch.autocast.")
-    return x
+    cast = device!='meta' and torch.is_autocast_enabled(device) and x.dtype!=torch.float64
+    _check_types(x, params, mixed=cast)
+    return x.to(torch.get_autocast_dtype(device)) if cast else x
+
 
 # %% ../../nbs/engine/op.ipynb #7fde7704
 class _ToLines(torch.autograd.Function):
@@ -181,7 +216,9 @@ def scan(
     backend:str=None, # which of `BACKENDS` does it; None chooses by device and size
 )->Tensor:            # corrected feature map, (B, C, H, W), in memory as the sweep's lines, on a CPU channels_last
     """Sweep over `x` once (Section 3 of the paper); equal to `scan_reference`, faster.
-    Raises `ValueError` where shapes, types or direction do not fit, `RuntimeError` where a named backend can't run."""
+    Raises `ValueError` where shapes, types, devices or direction do not fit, `RuntimeError` where a named backend
+    can't run."""
+    n_threads()
     params = weight_ih,weight_hh,bias_ih,bias_hh
     check_arguments(x, *params, direction)
     x = _as_autocast_wants(x, *params)
@@ -192,4 +229,4 @@ def scan(
     if backend is None and not recompute and BACKENDS[chosen].too_small(x, lines, keep):
         return plain_loop(x, *params, direction)
     if BACKENDS[chosen].in_lines and not torch.compiler.is_compiling(): x = _in_lines(x, direction)
-    return _scan(x, *params, direction, keep, chosen)[0]
+    return _scan(x, *params, direction, keep, chosen, True)[0]
