@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import torch
 
 # %% ../../nbs/engine/compiled.ipynb #c0a10007
-FLAGS = '-std=gnu++20 -O3 -march=native -ffp-contract=fast -fopenmp -fPIC -w'.split() # options of the compiler
+FLAGS = '-std=gnu++17 -O3 -march=native -ffp-contract=fast -fopenmp -fPIC -w'.split() # options of the compiler
 
 def compiler(
 )->str: # path, or None

@@ -25,7 +25,13 @@ _VECTORS = r'''
 #include <utility>
 #include <vector>
 #include <omp.h>
+#if defined __linux__
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#else
 #include <sched.h>
+#endif
 
 #if defined __AVX512F__
 #include <immintrin.h>
@@ -202,37 +208,42 @@ template<class Done> static void gates(const Part& s, const Cell& cell, const fl
 
 # %% ../../nbs/engine/cpp_sweep.ipynb #3a313c33
 _PACE = r'''
-struct alignas(64) Progress { std::atomic<long> lines{0}; };
+struct alignas(64) Progress {
+    std::atomic<int> lines{0}, sleepers{0};
 
-struct Pace {
-    Progress *all, *mine;
-    long before, after;                                 // neighbours, 0 or 1
-    Pace(Progress* p, long i, long share, long each): all(p), mine(p+i), before(share > 0), after(share+1 < each) {}
-    static void wait(Progress& other, long n) {
-        for (long spin = 0; spin < 1000; spin++) {
-            if (other.lines.load(std::memory_order_acquire) >= n) return;
+    void wait(int n) {
+        for (int spin = 0; spin < 1000; spin++) {
+            if (lines.load(std::memory_order_acquire) >= n) return;
             #if defined __x86_64__
             __builtin_ia32_pause();
             #endif
         }
-        for (long now; (now = other.lines.load(std::memory_order_acquire)) < n; )
-            #if __cpp_lib_atomic_wait
-            other.lines.wait(now, std::memory_order_acquire);
+        sleepers++;
+        for (int now; (now = lines) < n; )
+            #if defined __linux__
+            syscall(SYS_futex, &lines, FUTEX_WAIT_PRIVATE, now, nullptr, nullptr, 0);
             #else
             sched_yield();
             #endif
+        sleepers--;
     }
-    void wait(long n) {
-        if (before) wait(mine[-1], n);
-        if (after) wait(mine[1], n);
-    }
-    void done(long n) {
-        if (!before && !after) return;
-        mine->lines.store(n, std::memory_order_release);
-        #if __cpp_lib_atomic_wait
-        mine->lines.notify_all();
+    void done(int n) {
+        lines = n;
+        #if defined __linux__
+        if (sleepers) syscall(SYS_futex, &lines, FUTEX_WAKE_PRIVATE, 1 << 30, nullptr, nullptr, 0);
         #endif
     }
+};
+
+struct Pace {
+    Progress* mine;
+    bool before, after;                                 // has it a neighbour there?
+    Pace(Progress* p, long i, long share, long each): mine(p+i), before(share > 0), after(share+1 < each) {}
+    void wait(long n) {
+        if (before) mine[-1].wait(n);
+        if (after) mine[1].wait(n);
+    }
+    void done(long n) { if (before || after) mine->done(n); }
 };
 '''
 
@@ -290,7 +301,7 @@ template<class F> static void together(const Sweep& s, Progress* p, F f) {
 extern "C" void sweep_forward(Sweep s, Map x, const float* w_ih, const float* w_hh, const float* b_ih,
         const float* b_hh, Map y, float* kept, float* room) {
     Cell cell(room, s.C);
-    cell.pack(s.C, s.C < 128 ? 1 : s.groups*s.each, w_ih, w_hh, b_ih, b_hh);
+    cell.pack(s.C, s.C < 192 ? 1 : s.groups*s.each, w_ih, w_hh, b_ih, b_hh);
     room += aligned(Cell::room(s.C));
     together(s, (Progress*)room, [&](long i, Part part, Pace pace) {
         forward(part, cell, x, y, kept, room + s.groups*s.each*16 + i*forward_part(s), pace);
@@ -461,7 +472,7 @@ extern "C" void sweep_backward(Sweep s, Map dy, Map x, const float* w_ih, const 
     pack(w_hh, C, 1, hidden);
     Cell cell(room, C);
     if (!kept) {
-        cell.pack(C, C < 128 ? 1 : team, w_ih, w_hh, b_ih, b_hh);
+        cell.pack(C, C < 192 ? 1 : team, w_ih, w_hh, b_ih, b_hh);
         room += aligned(Cell::room(C));
     }
     Room size(s);
@@ -533,13 +544,13 @@ def _library():
 
 # %% ../../nbs/engine/cpp_sweep.ipynb #88c7ec59
 _ENOUGH = 8*10**6       # operations of a sweep from which a thread is worth while
-_ENOUGH_LINE = 10*10**6 # operations of a line from which a thread is, if it waits for others after each
+_ENOUGH_LINE = 3*10**6 # operations of a line from which a thread is, if it waits for others after each
 _ROWS = 256             # of a line that a thread works on at a time
 
-def _cut(T, L, B, C):
+def _cut(T, L, B, C, threads):
     "How many groups of threads share the samples, and how many threads of a group share positions"
     line = 24*C*C*L                                     # operations for a line of one sample
-    threads = max(1, min(n_threads(), B*T*line//_ENOUGH))
+    threads = max(1, min(threads, B*T*line//_ENOUGH))
     def shares(groups): return groups,max(1, min(threads//groups, L, B*line//groups//_ENOUGH_LINE))
     def largest(cut): return -(-B//cut[0]) * -(-L//cut[1])
     return min((shares(min(threads, B)), shares(1)), key=largest)
@@ -548,7 +559,7 @@ def _sweep(x, direction):
     "The shape of a sweep over `x`, for the library"
     B,C,H,W = x.shape
     T,L = (W,H) if is_sideways(direction) else (H,W)
-    return _Sweep(T, L, B, C, is_reversed(direction), *_cut(T, L, B, C), max(1, _ROWS//L))
+    return _Sweep(T, L, B, C, is_reversed(direction), *_cut(T, L, B, C, n_threads()), max(1, _ROWS//L))
 
 def _map(x, direction):
     "Where `x` lies in memory, for the library"
