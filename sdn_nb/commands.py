@@ -21,6 +21,7 @@ def _add_option(parser, positional, p, text):
     flag = p.annotation is bool
     if p.name in positional: kw = dict(type=p.annotation, **({} if p.default is p.empty else dict(nargs='?')))
     elif flag: kw = dict(dest=p.name, action='store_false' if p.default else 'store_true')
+    elif p.annotation is list: kw = dict(action='append', metavar=p.name.upper())
     else: kw = dict(type=p.annotation, metavar=p.annotation.__name__)
     name = p.name if p.name in positional else f'--no-{p.name}' if flag and p.default else f'--{p.name}'
     parser.add_argument(name, help=text.replace('%', '%%'), **kw)
@@ -73,7 +74,7 @@ def plain_errors(
     "Turn errors of input into one line and exit status 1"
     try: yield
     except OSError as e: sys.exit(f'error: {e.strerror}: {e.filename}' if e.strerror else f'error: {e}')
-    except (ValueError,ImportError,FloatingPointError) as e:
+    except (ValueError,ImportError,MemoryError,FloatingPointError) as e:
         last = str(e).strip().splitlines()[-1]                          # a worker's or a callback's error comes wrapped
         sys.exit('error: '+last.strip().removeprefix('ValueError: '))
     except KeyboardInterrupt:

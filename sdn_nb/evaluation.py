@@ -15,7 +15,7 @@ import torch
 from torch import nn, Tensor
 from fastprogress import progress_bar
 from .saving import atomic
-from .vae import bits_per_dim
+from .vae import bits_per_dim, check_levels
 from .data import to_levels
 
 # %% ../nbs/08_evaluation.ipynb #87924349
@@ -54,6 +54,12 @@ def at_rest(
     finally:
         for m,training in modes: m.training = training
 
+# %% ../nbs/08_evaluation.ipynb #49f142c5
+def _check_pixels(model, x):
+    "Refuse images that the model's likelihood has no price for, if the model tells of its levels"
+    levels = getattr(getattr(model, 'config', None), 'levels', None)
+    if levels: check_levels(x, levels)
+
 # %% ../nbs/08_evaluation.ipynb #60c7343a
 def elbo_estimate(
     model:nn.Module,   # model whose output has an elbo in nats, e.g. SDNVAE
@@ -67,6 +73,7 @@ def elbo_estimate(
     with at_rest(model, seed), torch.random.fork_rng():
         torch.manual_seed(seed)                                         # scoring draws from the global generator
         for x,_ in progress_bar(dl, leave=False, display=progress):
+            _check_pixels(model, x)
             bits += bits_per_dim(-model(x).elbo.double(), x).tolist()
     return _estimate('elbo_bpd', bits, 1)
 
@@ -84,6 +91,7 @@ def elbo_bpd(
 # %% ../nbs/08_evaluation.ipynb #41d59d5f
 def _iw_bits(model, x, samples, bs, generator):
     "Bits/dim of each image of `x` from `samples` weights, with at most `bs` samples at once"
+    _check_pixels(model, x)
     total = torch.full((len(x),), -math.inf, dtype=torch.float64)
     for k in range(0, samples, bs):
         weights = model.log_weights(x, min(bs, samples-k), generator).cpu().double()

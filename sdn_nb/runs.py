@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['HISTORY', 'CHECKPOINT', 'EVALUATION', 'SAMPLES', 'RECONSTRUCTIONS', 'LEARNING_CURVE', 'PICTURES', 'FILES',
            'EPOCH_SAMPLES', 'PRICES', 'TENSORBOARD', 'DRAWN', 'POSITIVE', 'AT_LEAST_1', 'ZERO_OR_MORE', 'is_ours',
-           'own_files', 'setting', 'Settings', 'resumed', 'read_config', 'read_settings', 'read_run', 'check_images',
-           'run_dls', 'check_folder', 'check_apart', 'begin', 'write_evaluation', 'record']
+           'own_files', 'setting', 'Settings', 'is_own', 'resumed', 'read_config', 'read_settings', 'read_run',
+           'check_images', 'run_images', 'run_dls', 'check_folder', 'check_apart', 'check_name', 'begin',
+           'write_evaluation', 'record']
 
 # %% ../nbs/engine/runs.ipynb #475cba12
 import json,re
@@ -14,7 +15,8 @@ from dataclasses import asdict,dataclass,field,fields,replace
 from pathlib import Path
 from .saving import CONFIG, TEMPORARY, WEIGHTS, atomic
 from .vae import PRESETS, preset_recipe
-from .data import DataInfo, get_dls, DATASETS
+from .data import DataInfo, open_images, make_dls, DATASETS
+from fastai.data.transforms import image_extensions
 
 # %% ../nbs/engine/runs.ipynb #72c2ccd5
 HISTORY = 'history.csv'          # a row for each epoch
@@ -77,10 +79,11 @@ ZERO_OR_MORE = lambda v: 0<=v<float('inf'), 'zero or more'
 @dataclass(frozen=True)
 class Settings:
     "Settings of a run; what is left out is filled in, and `ValueError` is raised for what can't be"
-    # digits, photos, shapes3d, fashion_mnist, cifar10, imagenet32, celebahq256, or a folder of images;
-    # that of the preset's name if left out, else digits
+    # digits, photos, shapes3d, fashion_mnist, cifar10, imagenet32, celebahq256, a folder of images, or a file .npy or
+    # .npz; that of the preset's name if left out, else digits
     dataset:str = None
-    # model and recipe, see SDNVAE.from_preset; that of the data set's name if left out, else photos
+    # model and recipe, a name of --list or a file .toml or .json; that of the data set's name if left out, else photos;
+    # for images of your own on a GPU home32
     preset:str = None
     epochs:int = setting(None, AT_LEAST_1, of_preset=True, free=True) # passes over the training images
     bs:int = setting(None, of_preset=True)                 # images in a batch
@@ -90,7 +93,8 @@ class Settings:
     sdn:bool = True                                        # off: plain convolutions in place of ResSDN layers
     # resize and crop the images of a folder to this many pixels a side
     size:int = None
-    # folder with the files of a named data set; the usual places if left out
+    # folder with the files of a named data set, the usual places if left out; for a run on a folder of images that has
+    # moved, where it is now
     path:str = setting(None, free=True)
     width:int = setting(None, AT_LEAST_1)                  # features of the state; the preset's if left out
     # compute each block again on the way back, to save memory for about a third more time
@@ -108,6 +112,16 @@ class Settings:
     wandb:bool = setting(False, free=True)                 # send curves to Weights & Biases
     # threads that compute, on a CPU; if left out those of OMP_NUM_THREADS or MKL_NUM_THREADS, else the fastest by trial
     threads:int = setting(None, AT_LEAST_1, free=True)
+    # so many steps in place of epochs; for images of your own 3000 if left out, on a GPU 20000
+    steps:int = setting(None, AT_LEAST_1, free=True)
+    hours:float = setting(None, POSITIVE)                  # as many steps as fit into so many hours, in place of epochs
+    # passes over the training images that make an epoch, which is judged and saved; chosen where there are few
+    repeat:int = setting(1, AT_LEAST_1, option=False)
+    # what to do with files of a folder that can't be read: stop, or skip
+    damaged:str = setting('stop', (lambda v: v in ('stop','skip'), 'stop or skip'))
+    # weights to start from: name of a model of the package, or folder of a run
+    init:str = setting(None)
+    changes:dict = setting(None, option=False)             # fields of the model's definition that --set has changed
 
     def __post_init__(self):
         _check(self)
@@ -122,16 +136,24 @@ def _check(settings):
             raise ValueError(f"sdn_train: --{f.name} must be {words}, got {value}.")
 
 # %% ../nbs/engine/runs.ipynb #c1be5ddc
+def is_own(
+    dataset:str, # name of a data set, folder or file
+)->bool:
+    "Are the images somebody's own, of which no preset knows how many there are?"
+    return dataset not in {*DATASETS,*PRESETS}
+
 def _completed(settings):
     "What is filled in where settings were left out, and folders by their whole path"
     dataset,preset,path = settings.dataset,settings.preset,settings.path
     if dataset is None: dataset = preset if preset in DATASETS else 'digits'
-    if preset is None: preset = dataset if dataset in PRESETS else 'photos'
-    named = dataset in {*PRESETS,*DATASETS}
-    if dataset and not named and Path(dataset).is_dir(): dataset = str(Path(dataset).resolve())
+    own = is_own(dataset)
+    if preset is None and not own: preset = dataset if dataset in PRESETS else 'photos'
+    if own and dataset and Path(dataset).expanduser().exists(): dataset = str(Path(dataset).expanduser().resolve())
     missing = [f.name for f in fields(settings) if f.metadata.get('of_preset') and getattr(settings, f.name) is None]
-    from_recipe = {name: getattr(preset_recipe(preset), name) for name in missing}
-    return dict(dataset=dataset, preset=preset, path=path and str(Path(path).resolve())) | from_recipe
+    if own or settings.steps or settings.hours: missing = [name for name in missing if name!='epochs']
+    from_recipe = {name: getattr(preset_recipe(preset), name) for name in missing} if preset else {}
+    whole = path and str(Path(path).expanduser().resolve())
+    return dict(dataset=dataset, preset=preset, path=whole) | from_recipe
 
 # %% ../nbs/engine/runs.ipynb #0d3a2a00
 def resumed(
@@ -139,6 +161,7 @@ def resumed(
     **given,        # those that are given again or anew, by their names
 )->Settings:        # settings to go on with
     "Settings of a run that goes on; raises `ValueError` where one is to change that can't"
+    if given.get('steps') and not given.get('epochs'): given['epochs'] = None # counted anew
     now = replace(saved, **given)
     changed = [f"{f.name} was {was!r} and {new!r} is asked for" for f in fields(now)
                if (was := getattr(saved, f.name))!=(new := getattr(now, f.name)) and not f.metadata.get('free')]
@@ -190,15 +213,29 @@ def check_images(
         " Put them back, or begin another run.")
 
 # %% ../nbs/engine/runs.ipynb #3f213856
+def run_images(
+    settings:Settings, # settings of a run
+    data:dict=None,    # what its images were, from config.json; they are not compared if None
+    path=None,         # where they are now, if not where the settings say
+)->tuple:              # sets for training, validation and test (or None), and a DataInfo
+    "Open the images of a run; raises as `open_images` does, and `ValueError` where they have changed"
+    name,where = settings.dataset,path or settings.path
+    if is_own(name) and where:                                          # a folder that has moved
+        name,where = where if Path(name).is_absolute() else str(Path(where)/name),None
+    sets,info = open_images(name, where, settings.seed, settings.size, damaged=settings.damaged)
+    if data is None: return sets,info
+    if is_own(settings.dataset): info = replace(info, name=data.get('name', info.name))
+    check_images(info, data)
+    return sets,info
+
 def run_dls(
     settings:Settings, # settings of a run
     data:dict=None,    # what its images were, from config.json; they are not compared if None
-    **kwargs,          # for `get_dls`, such as bs and device
+    path=None,         # where they are now, if not where the settings say
+    **kwargs,          # for `make_dls`, such as bs and device
 ):                     # DataLoaders
-    "Open the images of a run; raises as `get_dls` does, and `ValueError` where they have changed"
-    dls = get_dls(settings.dataset, seed=settings.seed, size=settings.size, path=settings.path, **kwargs)
-    if data is not None: check_images(dls.info, data)
-    return dls
+    "The images of a run in batches; raises as `run_images` does"
+    return make_dls(*run_images(settings, data, path), seed=settings.seed, **kwargs)
 
 # %% ../nbs/engine/runs.ipynb #974cecb9
 def check_folder(
@@ -236,6 +273,18 @@ def check_apart(
         f"sdn_train: the run's folder {run} lies in the folder of images, where its pictures would be taken for images."
         " Choose another folder with --out.")
 
+# %% ../nbs/engine/runs.ipynb #50199c82
+def check_name(
+    dataset:str, # name of a data set, as it was given
+):
+    "Raise `ValueError` where a data set is named that a folder of images is called by, too"
+    if is_own(dataset) or not Path(dataset).is_dir(): return
+    if not any(p.suffix.lower() in image_extensions for p in Path(dataset).rglob('*')): return
+    what = 'a data set' if dataset in DATASETS else 'a preset'
+    raise ValueError(
+        f"sdn_train: {dataset} is {what} of the package, and there is a folder of images of that name. For the folder"
+        f" write ./{dataset}; for {what} rename the folder, or start from elsewhere.")
+
 # %% ../nbs/engine/runs.ipynb #43408538
 def begin(
     run:Path,       # the run's folder
@@ -245,8 +294,12 @@ def begin(
 )->tuple:           # all settings, and for a resumed run what its images were, a dict; else None
     "Begin or resume a run, but write nothing yet; raises where the folder or the settings can't be what is asked"
     check_folder(run, resume, overwrite)
+    counted = [name for name in ('epochs','steps','hours') if given.get(name) is not None]
+    if len(counted)>1:
+        raise ValueError(f"sdn_train: --{' and --'.join(counted)} exclude each other; choose one.")
     saved,data = read_run(run) if resume else (None,None)
     settings = resumed(saved, **given) if resume else Settings(**given)
+    if not resume: check_name(settings.dataset)
     check_apart(run, settings.dataset)
     return settings,data
 

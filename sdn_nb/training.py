@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['bpd', 'rate', 'distortion', 'block_rates', 'EMA', 'Guard', 'n_processes', 'Autocast', 'WarmUp', 'StepGraphs',
-           'vae_learner', 'RunFolder', 'tensorboard_logger', 'wandb_logger', 'distribute']
+           'CheckPixels', 'EpochTable', 'vae_learner', 'RunFolder', 'tensorboard_logger', 'wandb_logger', 'distribute']
 
 # %% ../nbs/07_training.ipynb #a163caf8
 import csv,math,random,re,time
@@ -18,7 +18,7 @@ from torch.amp import GradScaler,autocast
 from torch.optim.swa_utils import AveragedModel
 from .scan import triton_sweep
 from .saving import WEIGHTS, atomic
-from .vae import SDNVAE, VAEOutput, free_bits_loss, bits_per_dim
+from .vae import SDNVAE, VAEOutput, free_bits_loss, bits_per_dim, check_levels
 from .runs import CHECKPOINT, HISTORY
 from fastai.basics import AvgLoss,AvgMetric,Callback,DataLoaders,Learner,OptimWrapper,ValueMetric
 from fastai.basics import CancelEpochException,CancelStepException,get_model,noop,num_distrib,rank_distrib,to_detach
@@ -357,6 +357,30 @@ def _extra_callbacks(dls, precision, accumulate, warmup, graphs):
     if warmup: yield WarmUp(warmup, accumulate)
     if graphs: yield StepGraphs()
 
+# %% ../nbs/07_training.ipynb #2891893c
+class CheckPixels(Callback):
+    "Refuse images that are no levels in [-1, 1], with a `ValueError`, at the first batch of training and of validation"
+    order = -9                                                          # before anything is computed
+    def before_fit(self): self.seen = set()
+    def before_batch(self):
+        if self.training in self.seen: return
+        self.seen.add(self.training)
+        check_levels(self.x, get_model(self.model).config.levels)
+
+# %% ../nbs/07_training.ipynb #4d09f4c1
+class EpochTable(ProgressCallback):
+    "fastai's progress bar, with a table of bits/dim: losses with their free bits, then what the validation images cost"
+    name = 'progress'
+    columns = dict(
+        train_loss='train loss', valid_loss='valid loss', bpd='valid bpd', rate='latents', distortion='pixels',
+        grad_norm='gradient')
+
+    def _write_stats(self, log):
+        if log and log[0]=='epoch': return super()._write_stats([self.columns.get(name, name) for name in log])
+        unit = math.log(2)*self.learn.xb[0][0].numel()
+        rows = [v/unit if 1<=i<=2 and isinstance(v, float) else v for i,v in enumerate(log)]
+        super()._write_stats([f'{v:.3f}' if isinstance(v, float) else v for v in rows])
+
 # %% ../nbs/07_training.ipynb #fee9fab7
 def vae_learner(
     dls:DataLoaders,      # batches of (x, x), images in [-1, 1]
@@ -381,9 +405,13 @@ def vae_learner(
     prices = [AvgMetric(f) for f in (bpd,rate,distortion)]
     counts = [ValueMetric(lambda: guard.mean, 'grad_norm'), ValueMetric(lambda: guard.skipped, 'skipped')]
     extra = _extra_callbacks(dls, precision, accumulate, warmup, graphs)
-    return Learner(
+    learn = Learner(
         dls, model, loss_func=loss, lr=lr, opt_func=partial(_LoggableOptimizer, opt=torch.optim.Adamax),
-        metrics=prices+counts, cbs=[EMA(ema), guard, *extra, *L(cbs)], **kwargs)
+        metrics=prices+counts, cbs=[CheckPixels(), EMA(ema), guard, *extra, *L(cbs)], **kwargs)
+    if hasattr(learn, 'progress'):                                      # there is a progress bar
+        learn.remove_cb(ProgressCallback)
+        learn.add_cb(EpochTable())
+    return learn
 
 # %% ../nbs/07_training.ipynb #d29a344c
 def _random_state(device):

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'RECIPES', 'VAEOutput', 'free_bits_loss', 'bits_per_dim', 'size_that_fits', 'name_layer', 'VAEConfig',
-           'plan_blocks', 'SDNVAE', 'preset_config', 'Recipe', 'preset_recipe', 'register_preset']
+           'plan_blocks', 'last_sweeps', 'SDNVAE', 'check_levels', 'is_preset_file', 'read_preset', 'change_fields',
+           'preset_config', 'Recipe', 'preset_recipe', 'register_preset']
 
 # %% ../nbs/04_vae.ipynb #84610384
-import difflib,math,re,warnings
-from dataclasses import dataclass,replace
+import difflib,json,math,re,tomllib,warnings
+from dataclasses import asdict,dataclass,fields,replace
 from functools import partial
 from itertools import cycle,islice
+from pathlib import Path
 from typing import NamedTuple
 import torch
 import torch.nn.functional as F
@@ -86,9 +88,13 @@ def _validate(cfg):
     distinct = are_whole(*halvings) and set(halvings)<=set(range(cfg.depth)) and len(set(halvings))==len(halvings)
     check('downsample', distinct, f'distinct block numbers from 0 to {cfg.depth-1}')
     check('n_directions', are_whole(cfg.n_directions) and 1<=cfg.n_directions<=4, 'an integer from 1 to 4')
+    check('scales', isinstance(cfg.scales, tuple) and are_whole(*cfg.scales), "whole numbers, sides of maps")
+    named = isinstance(cfg.directions, tuple) and set(cfg.directions)<=set(DIRECTIONS)
+    check('directions', named, f"a tuple of {', '.join(DIRECTIONS)}, or empty")
+    check('residual', cfg.residual in ('gate','sum'), "'gate' or 'sum'")
     check('context', are_whole(cfg.context) and cfg.context>=0, 'a whole number, 0 for a Gaussian posterior')
     check('likelihood', cfg.likelihood in LIKELIHOODS, f"one of {', '.join(LIKELIHOODS)}")
-    check('free_bits', cfg.free_bits>=0, 'zero or more')
+    check('free_bits', type(cfg.free_bits) in (int,float) and cfg.free_bits>=0, 'a number, zero or more')
     n = len(halvings)
     fits = size_that_fits(size, n)
     check('image_size', fits==size, (
@@ -111,14 +117,17 @@ class VAEConfig:
     features_step:int=0           # how many fewer after each halving, but not under 50
     min_scale:int=1               # ResSDN layers only where the map's longer side is at least this
     max_scale:int=64              # ... and at most this
+    scales:tuple=()               # or only where it is one of these, whatever min_scale and max_scale
     n_directions:int=2            # sweeps of a ResSDN layer; the next layer goes on with the next directions
+    directions:tuple=()           # or these, in this order, in every layer
+    residual:str='gate'           # how a ResSDN layer joins sweeps and convolution: gate, or sum
     likelihood:str='mix_logistic' # of the pixels: mix_logistic, logistic or bernoulli
     mix:int=5                     # logistics in the likelihood of a pixel
     free_bits:float=.01           # nats that each block may spend for nothing in training
     layer:str='ResSDN'            # what stands where ResSDN layers do: a registered layer's name, or what makes it
 
     def __post_init__(self):
-        as_tuples(self, 'image_size', 'downsample')
+        as_tuples(self, 'image_size', 'downsample', 'scales', 'directions')
         name_layer(self)
         _validate(self)
 
@@ -131,13 +140,22 @@ def plan_blocks(
     turns = cycle(DIRECTIONS)
     blocks = []
     for i in range(cfg.depth):
-        sweeps = cfg.sdn and cfg.min_scale <= scale <= cfg.max_scale
+        between = cfg.min_scale <= scale <= cfg.max_scale
+        sweeps = cfg.sdn and (scale in cfg.scales if cfg.scales else between)
         halve = i in cfg.downsample
-        a,b = (tuple(islice(turns, cfg.n_directions)) if sweeps else () for _ in 'ab')
+        a,b = (cfg.directions or tuple(islice(turns, cfg.n_directions)) if sweeps else () for _ in 'ab')
         blocks.append((halve, features if sweeps else None, a, b))
         if halve and sweeps: features = max(min(50, features), features-cfg.features_step)
         if halve: scale //= 2
-    return blocks,tuple(islice(turns, 4))
+    return blocks,cfg.directions or tuple(islice(turns, 4))
+
+# %% ../nbs/04_vae.ipynb #584a0692
+def last_sweeps(
+    cfg:VAEConfig, # definition of a model
+)->bool:
+    "Does the last layer, which makes the likelihood of the pixels, sweep?"
+    scale = max(cfg.image_size)
+    return cfg.sdn and (scale in cfg.scales if cfg.scales else scale<=cfg.max_scale)
 
 # %% ../nbs/04_vae.ipynb #99ebbc4d
 class SDNVAE(Pretrained):
@@ -149,6 +167,7 @@ class SDNVAE(Pretrained):
     ):
         super().__init__(config)
         cfg,layer = config,LAYERS[config.layer]
+        if cfg.residual!='gate': layer = partial(layer, residual=cfg.residual)
         self.recompute = False                                          # set it to True to save memory in training
         plan,last_turn = plan_blocks(cfg)
         self.first = nn.Conv2d(cfg.channels, cfg.h, 3, padding=1)
@@ -157,7 +176,7 @@ class SDNVAE(Pretrained):
             for i,p in enumerate(plan))
         self.top = nn.Parameter(torch.zeros(cfg.h))
         n_out = LIKELIHOODS[cfg.likelihood].n_params(cfg.channels, cfg.mix)
-        sweeps = cfg.sdn and max(cfg.image_size)<=cfg.max_scale
+        sweeps = last_sweeps(cfg)
         self.last = layer(cfg.h, n_out, cfg.features, last_turn) if sweeps else nn.Conv2d(cfg.h, n_out, 3, padding=1)
         self.apply(_init_conv)
 
@@ -237,6 +256,28 @@ def _check_images(self:SDNVAE, x):
     if (fits := size_that_fits(size, n))!=tuple(size):
         raise ValueError(
             f"SDNVAE: height and width must be divisible by {2**n}, got {tuple(size)}. Pad or resize to {fits}.")
+    if x.device.type!='cpu' or not x.numel() or torch.compiler.is_compiling(): return # a look costs a GPU a wait
+    least,most = (v.item() for v in x.detach().aminmax())
+    if least<-1.001 or most>1.001:
+        raise ValueError(
+            f"SDNVAE: images must lie in [-1, 1], got numbers from {least:.4g} to {most:.4g}. For levels from 0 to"
+            f" {self.config.levels-1}: sdn_nb.data.to_unit(levels, {self.config.levels}).")
+
+# %% ../nbs/04_vae.ipynb #848e9cc6
+def check_levels(
+    x:Tensor,   # images, any shape
+    levels:int, # levels of a pixel
+):
+    "Raise `ValueError` unless each number is one of `levels` from -1 to 1, at equal distances; rounding is forgiven"
+    k = (x.detach().float()+1)*((levels-1)/2)
+    if not x.numel() or not k.isfinite().all(): return                  # what is not finite, the guard finds
+    off = ((k-k.round()).abs().max()).item()
+    least,most = x.min().item(),x.max().item()
+    if least>=-1.001 and most<=1.001 and off<.02+levels*torch.finfo(x.dtype).eps: return
+    raise ValueError(
+        f"images must be {levels} levels at equal distances from -1 to 1; got numbers from {least:.4g} to {most:.4g}"
+        f"{', between them' if off>=.02 else ''}. sdn_nb.data.to_unit(k, {levels}) makes them of levels k from 0 to"
+        f" {levels-1}.")
 
 # %% ../nbs/04_vae.ipynb #0876518a
 @patch
@@ -369,12 +410,54 @@ PRESETS |= dict(
                               mix=3, free_bits=.5),
     photos        = VAEConfig((32,32), depth=5, downsample=(1,2,4), h=32, features=32))
 
+# %% ../nbs/04_vae.ipynb #9c06bafa
+def is_preset_file(
+    name:str, # what may be the name of a preset
+)->bool:
+    "Does a name end as files of presets do?"
+    return str(name).endswith(('.toml','.json'))
+
+def read_preset(
+    path,     # file .toml or .json with `base`, the name of a preset, and tables `model` and `recipe` of what is different
+)->tuple:     # VAEConfig and Recipe
+    "A preset from a file; raises `FileNotFoundError`, or `ValueError` that names the file and what is wrong with it"
+    path = Path(path)
+    if not path.is_file(): raise FileNotFoundError(f"read_preset: there is no file {path}.")
+    try:
+        text = path.read_text()
+        given = tomllib.loads(text) if path.suffix=='.toml' else json.loads(text)
+        if unknown := given.keys()-{'base','model','recipe'}: raise ValueError(f"unknown: {', '.join(sorted(unknown))}")
+        base = given.get('base', 'photos')
+        if base not in PRESETS: raise ValueError(f"base is {base!r}; it must be one of {', '.join(PRESETS)}")
+        model = change_fields(PRESETS[base], given.get('model', {}))
+        return model,change_fields(RECIPES[base], given.get('recipe', {}))
+    except (ValueError,TypeError,AttributeError) as e: raise ValueError(f"read_preset: {path}: {e}") from e
+
+def change_fields(
+    config,       # a dataclass
+    changes:dict, # values by field; a single value will do where a tuple is wanted, and an integer for a float
+):                # another of its kind
+    "`dataclasses.replace` that says which field there is not, and what is near; raises `ValueError`"
+    default = {f.name: f.default for f in fields(config)}
+    for name in changes:
+        if name in default: continue
+        near = difflib.get_close_matches(name, default, n=1, cutoff=.4)
+        hint = f" Did you mean {near[0]!r}?" if near else ''
+        raise ValueError(f"{type(config).__name__} has no field {name!r}; it has {', '.join(default)}.{hint}")
+    def fit(name, v):
+        now = getattr(config, name)
+        if isinstance(now, tuple) and not isinstance(v, (list,tuple)): return (v,)
+        if isinstance(v, list): return tuple(v)
+        return float(v) if isinstance(now, float) and type(v) is int else v
+    return replace(config, **{name: fit(name, v) for name,v in changes.items()})
+
 # %% ../nbs/04_vae.ipynb #6340c34a
 def preset_config(
-    name:str, # name of a preset
+    name:str, # name of a preset, or a file .toml or .json that defines one
 )->VAEConfig: # its definition
     "Configuration of a preset; raises `ValueError` with the nearest name where there is none"
     if name in PRESETS: return PRESETS[name]
+    if is_preset_file(name): return read_preset(name)[0]
     near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=.4)
     hint = f" Did you mean {near[0]!r}?" if near else ''
     raise ValueError(f"from_preset: no preset {name!r}; there are {', '.join(PRESETS)}.{hint}")
@@ -418,9 +501,10 @@ RECIPES = dict(
 
 # %% ../nbs/04_vae.ipynb #e23a4864
 def preset_recipe(
-    name:str, # name of a preset
+    name:str, # name of a preset, or a file that defines one
 )->Recipe:    # how it is trained
     "Recipe of a preset; raises `ValueError` where there is no such preset, or it has none"
+    if is_preset_file(name): return read_preset(name)[1]
     preset_config(name)
     if name in RECIPES: return RECIPES[name]
     raise ValueError(
@@ -460,3 +544,19 @@ def from_published(cls:SDNVAE,
         model.load_state_dict(state)
     if notes := published.remarks(state): warnings.warn('from_published: '+'; '.join(notes)+'.', stacklevel=2)
     return model.eval()
+
+# %% ../nbs/04_vae.ipynb #04c63043
+@patch
+def load_what_fits(self:SDNVAE,
+    other:SDNVAE, # model to take weights from
+)->list:          # names of the parameters that were not taken, as this model calls them
+    "Take weights from a model for other images, or another model; raises `ValueError` where nothing fits"
+    offset,given = len(self.blocks)-len(other.blocks),other.state_dict()
+    def theirs(name):
+        m = re.match(r'blocks\.(\d+)\.(.*)', name)
+        return f'blocks.{int(m[1])-offset}.{m[2]}' if m else name
+    own = self.state_dict()
+    fits = {k: given[theirs(k)] for k,v in own.items() if theirs(k) in given and given[theirs(k)].shape==v.shape}
+    if not fits: raise ValueError("load_what_fits: no weight of the other model has the name and shape of one of this.")
+    self.load_state_dict(own|fits)
+    return [k for k in own if k not in fits]

@@ -95,14 +95,14 @@ def refused(work, *argv, words):
 def bad(line, words, make=lambda work: None): return pytest.param(line, words, make, id=line)
 
 @pytest.mark.parametrize('line,words,make', [
-    bad('sdn_train odd', ['divisible by 8', '(16, 16)'], lambda w: pngs(w/'odd', 4, (9,10))),
-    bad('sdn_train ok --size 12', ['divisible by 8', '(16, 16)'], lambda w: pngs(w/'ok')),
+    bad('sdn_train odd', ["can't be halved", '--size 48 or 64'], lambda w: pngs(w/'odd', 4, (49,50))),
+    bad('sdn_train ok --size 101', ['101×101', '--size 96 or 128'], lambda w: pngs(w/'ok')),
     bad('sdn_train foto', ["'foto'", "Did you mean 'photos'?"]),
     bad('sdn_train digits --preset photo', ["'photo'", "Did you mean 'photos'?"]),
     bad('sdn_train no/such', ["'no/such'", 'nor a folder that exists']),
     bad('sdn_train empty', ['no image file'], lambda w: (w/'empty').mkdir()),
     bad('sdn_train broken', ['broken/03.png', 'cannot be read'], lambda w: spoilt(pngs(w/'broken'), '03.png', b'PNG')),
-    bad('sdn_train cut', ['cut/03.jpg', 'could not be read'], lambda w: spoilt(pngs(w/'cut', size=(32,32), mode='RGB', suffix='jpg'), '03.jpg', half)),
+    bad('sdn_train cut', ['cut/03.jpg', 'cannot be read', '--damaged skip'], lambda w: spoilt(pngs(w/'cut', size=(32,32), mode='RGB', suffix='jpg'), '03.jpg', half)),
     bad('sdn_train mixed', ['mixed/00.png is 8x8', 'mixed/big.png is 16x16', 'size=8'], lambda w: Image.new('L', (16,16)).save(pngs(w/'mixed')/'big.png')),
     bad('sdn_train --out a', ['holds a run already', '--resume', '--overwrite'], a_run),
     bad('sdn_train ok --out ok', ['is not a run'], lambda w: pngs(w/'ok')),

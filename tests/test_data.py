@@ -4,6 +4,7 @@ import dataclasses, json, os, random
 import numpy as np, pytest, torch
 from fastai.basics import F, Learner, defaults, nn
 from PIL import Image
+from sdn_nb import data
 from sdn_nb.data import DataInfo, FileImages, ImageDL, TensorImages, get_dls, image_sets, register_dataset, show_images, to_levels, to_unit
 from sdn_nb.data import _photo_crops
 from sdn_nb.saving import model_folder
@@ -162,7 +163,8 @@ def test_folder_split_follows_seed(folder):
     assert a.train_ds.files==b.train_ds.files and a.info==b.info
     assert set(a.valid_ds.files)!=set(c.valid_ds.files) and a.info.sha256==c.info.sha256
 
-def test_workers_change_nothing(folder):
+def test_workers_change_nothing(folder, monkeypatch):
+    monkeypatch.setattr(data, 'IN_MEMORY', 0)
     assert get_dls('digits').train.fake_l.num_workers==0 and get_dls(folder).train.fake_l.num_workers==min(16, defaults.cpus)
     a,b = (dls_of(folder, bs=4, flip=True, num_workers=n) for n in (0,2))
     assert b.train.fake_l.num_workers==2
@@ -290,16 +292,74 @@ def test_truncated_png_is_found_at_the_start(folder):
     with pytest.raises(ValueError, match=r'cut\.png cannot be read'): get_dls(folder)
 
 @pytest.mark.parametrize('num_workers', [0, 2])
-def test_truncated_jpeg_is_named_when_its_turn_comes(tmp_path, num_workers):
+def test_truncated_jpeg_is_named_when_its_turn_comes(tmp_path, num_workers, monkeypatch):
+    monkeypatch.setattr(data, 'IN_MEMORY', 0)                                          # too many to be kept
     for i in range(4): Image.fromarray(noise(64, 64, 3)).save(tmp_path/f'{i}.jpg', quality=95)
     dls = dls_of(tmp_path, bs=1, num_workers=num_workers)
     f = dls.train_ds.files[0]; f.write_bytes(f.read_bytes()[:4000])
     with pytest.raises(ValueError, match=rf'{f.name} could not be read'): epoch(dls.train)
 
+def test_a_file_is_read_to_its_end_before_training(tmp_path):
+    for i in range(6): Image.fromarray(noise(64, 64, 3, seed=i)).save(tmp_path/f'{i}.jpg', quality=95)
+    whole = dls_of(tmp_path).info
+    f = tmp_path/'3.jpg'
+    f.write_bytes(f.read_bytes()[:4000])                                               # its header is all right
+    with pytest.raises(ValueError, match=r"3\.jpg cannot be read as an image \(.*damaged='skip'"): dls_of(tmp_path)
+    with pytest.warns(data.DamagedFileWarning, match=r'1 of 6 files in .* are left out: 3\.jpg\.'): less = dls_of(tmp_path, damaged='skip')
+    assert less.info.n_train+less.info.n_valid==5 and less.info.sha256!=whole.sha256
+    f.unlink()
+    assert dls_of(tmp_path).info==less.info                                            # as if it had never been there
+    with pytest.raises(ValueError, match="damaged is 'maybe'; it must be 'stop' or 'skip'"): dls_of(tmp_path, damaged='maybe')
+
+def test_kept_or_read_again_is_the_same(folder, monkeypatch):
+    kept = dls_of(folder, bs=4, size=5)
+    monkeypatch.setattr(data, 'IN_MEMORY', 300)                                        # some are kept at first
+    read = dls_of(folder, bs=4, size=5)
+    assert isinstance(read.train_ds, FileImages) and isinstance(kept.train_ds, TensorImages)
+    assert kept.info==read.info and kept.train_ds.files==read.train_ds.files
+    for _ in range(2): same(epoch(kept.train), epoch(read.train))
+    same(epoch(kept.valid), epoch(read.valid))
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+@pytest.mark.parametrize('kept', [True, False])
+def test_pictures_stand_as_viewers_show_them(tmp_path, orientation, kept, monkeypatch):
+    if not kept: monkeypatch.setattr(data, 'IN_MEMORY', 0)
+    from PIL import ImageOps
+    exif = Image.Exif(); exif[0x0112] = orientation
+    ramp = np.stack([np.add.outer(np.arange(32)*6, np.arange(24)*2)]*3, -1).astype(np.uint8)
+    for i in range(2): Image.fromarray(ramp).save(tmp_path/f'{i}.jpg', exif=exif, quality=100)
+    with Image.open(tmp_path/'0.jpg') as im: shown = np.asarray(ImageOps.exif_transpose(im))
+    dls = dls_of(tmp_path, bs=1)
+    assert dls.info.image_size==shown.shape[:2]==((32,24) if orientation<5 else (24,32))
+    assert np.array_equal(dls.train_ds[0].permute(1,2,0).numpy(), shown)
+    other = {1: ramp, 3: ramp[::-1,::-1], 6: np.rot90(ramp, -1), 8: np.rot90(ramp)}.get(orientation)  # by the standard
+    if other is not None: assert abs(shown.astype(int)-other).mean()<2
+
+def test_the_same_bytes_are_the_same_pictures(folder, tmp_path):
+    import shutil
+    a = dls_of(folder, size=4).info
+    shutil.copytree(folder, moved := tmp_path/'elsewhere'/folder.name)
+    assert dls_of(moved, size=4).info==a
+    f = sorted(moved.rglob('*.png'))[0]
+    with Image.open(f) as im: pixels = np.array(im)
+    pixels[0,0] ^= 1
+    size = f.stat().st_size
+    save(f, pixels)
+    assert dls_of(moved, size=4).info.sha256!=a.sha256, size
+
+@pytest.mark.parametrize('k', [2, 5])
+def test_an_epoch_of_several_passes(k):
+    dls = dls_of('digits', bs=32, repeat=k, flip=True)
+    assert len(dls.train)==k*1437//32 and dls.info==dls_of('digits').info
+    counts = np.bincount(np.array(dls.train.dataset.index), minlength=1437)
+    assert (counts==k).all()
+    same(epoch(dls.train), epoch(dls_of('digits', bs=32, repeat=k, flip=True).train))
+    with pytest.raises(ValueError, match='repeat is 0'): dls_of('digits', repeat=0)
+
 @pytest.mark.parametrize('dtype', [np.int32, np.float32])
 def test_32_bit_is_refused(tmp_path, dtype):
     for i in range(2): Image.fromarray(noise(4, 4).astype(dtype)).save(tmp_path/f'{i}.tif')
-    with pytest.raises(ValueError, match=r'0\.tif has 32-bit pixels'): get_dls(tmp_path)
+    with pytest.raises(ValueError, match=r'0\.tif cannot be read .* 32-bit pixels'): get_dls(tmp_path)
 
 # Figures
 
@@ -360,7 +420,8 @@ def test_empty_part(tmp_path, part):
     for f in (tmp_path/part).iterdir(): f.unlink()
     with pytest.raises(ValueError, match=f"{part}' holds no image files"): get_dls(tmp_path)
 
-def test_levels_of_a_folder(folder):
+def test_levels_of_a_folder(folder, monkeypatch):
+    monkeypatch.setattr(data, 'IN_MEMORY', 0)
     a,b = (dls_of(folder, bs=4, levels=n) for n in (None, 32))
     assert b.info==dataclasses.replace(a.info, levels=32) and b.train.fake_l.num_workers==0
     same(to_levels(epoch(a.train), 256)>>3, to_levels(epoch(b.train), 32))

@@ -41,10 +41,11 @@ def test_every_setting_is_explained(capsys):
 
 def test_keys_of_a_run_stay():
     "Those of every run so far, in their order"
-    keys = 'dataset preset epochs bs lr ema seed sdn size path width recompute graphs precision accumulate warmup minutes sample_every tensorboard wandb threads'
+    keys = 'dataset preset epochs bs lr ema seed sdn size path width recompute graphs precision accumulate warmup minutes sample_every tensorboard wandb threads steps hours repeat damaged init changes'
     assert list(asdict(Settings()))==keys.split()
     assert asdict(Settings())==dict(dataset='digits', preset='digits', epochs=60, bs=32, lr=1e-2, ema=.995, seed=0, sdn=True, size=None, path=None, width=None, recompute=False,
-        graphs=True, precision='fp32', accumulate=1, warmup=0., minutes=10., sample_every=10, tensorboard=False, wandb=False, threads=None)
+        graphs=True, precision='fp32', accumulate=1, warmup=0., minutes=10., sample_every=10, tensorboard=False, wandb=False, threads=None,
+        steps=None, hours=None, repeat=1, damaged='stop', init=None, changes=None)
 
 @pytest.mark.parametrize('name', PRESETS)
 def test_recipe_of_each_preset(name):
@@ -58,9 +59,9 @@ def test_a_preset_without_recipe_is_refused(monkeypatch):
 
 def test_free_settings_change_and_others_do_not():
     other = dict(dataset='photos', preset='photos', epochs=1, bs=1, lr=.5, ema=.5, seed=1, sdn=False, size=9, path='/', width=9, recompute=True, graphs=False, precision='bf16',
-        accumulate=9, warmup=9., minutes=1., sample_every=1, tensorboard=True, wandb=True, threads=9)
+        accumulate=9, warmup=9., minutes=1., sample_every=1, tensorboard=True, wandb=True, threads=9, steps=9, hours=9., repeat=9, damaged='skip', init='digits', changes=dict(h=9))
     assert list(other)==[f.name for f in fields(Settings)]
-    free = {'epochs','path','recompute','graphs','minutes','sample_every','tensorboard','wandb','threads'}
+    free = {'epochs','path','recompute','graphs','minutes','sample_every','tensorboard','wandb','threads','steps'}
     for k,v in other.items():
         if k in free: assert getattr(resumed(Settings(), **{k: v}), k)==v
         else:
