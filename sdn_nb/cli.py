@@ -7,19 +7,21 @@ __all__ = ['train', 'read_changes', 'list_choices', 'sdn_train', 'sdn_eval', 'sd
 
 # %% ../nbs/12_commands.ipynb #540cae30
 import json,os,sys,warnings
-from contextlib import nullcontext,suppress
+from contextlib import contextmanager,nullcontext,suppress
 from dataclasses import asdict,replace
-from hashlib import file_digest
+from hashlib import file_digest,sha256
 from pathlib import Path
+import numpy as np
 import torch,sdn_nb
-from .saving import CONFIG, WEIGHTS, model_folder, shipped
+from .saving import CONFIG, WEIGHTS, atomic, model_folder, shipped
 from .saving import read_config as read_model_config
 from .vae import PRESETS, RECIPES, SDNVAE, VAEConfig, change_fields, preset_config, preset_recipe
-from .data import DATASETS, DamagedFileWarning, make_dls
+from .data import DATASETS, DamagedFileWarning, as_parts, make_dls
 from .threads import COUNTED, choose_threads, computing_with, threads_note
-from .runs import PICTURES, SAMPLES, RECONSTRUCTIONS, TENSORBOARD, PRICES, DRAWN, Settings
+from .runs import IMAGES, PICTURES, SAMPLES, RECONSTRUCTIONS, TENSORBOARD, PRICES, DRAWN, Settings
 from .runs import begin, own_files, read_run, record, run_dls, run_images, write_evaluation
-from .plan import TimeLeft, check_memory, describe_run, epochs_in, fit_config, fit_settings, free_memory, time_step
+from .plan import TimeLeft, check_memory, describe_run, free_memory
+from .plan import epochs_in, fit_config, fit_settings, time_step
 from .commands import command, named_device, plain_errors
 from .training import RunFolder, distribute, tensorboard_logger, vae_learner, wandb_logger
 from .evaluation import elbo_bpd, elbo_estimate, histogram_bpd, iw_bpd
@@ -45,7 +47,8 @@ def _begin_from(model, name):
     left = model.load_what_fits(SDNVAE.from_pretrained(name))
     n = len(model.state_dict())
     modules = dict.fromkeys('.'.join(name.split('.')[:2 if name.startswith('blocks') else 1]) for name in left)
-    print(f"init    {n-len(left)} of {n} weights from {name}" + (f"; not those of {', '.join(modules)}" if left else ''))
+    but = f"; not those of {', '.join(modules)}" if left else ''
+    print(f"init    {n-len(left)} of {n} weights from {name}{but}")
 
 # %% ../nbs/12_commands.ipynb #e28125f5
 def _open(settings, data):
@@ -153,10 +156,11 @@ def train(
         settings = replace(settings, threads=settings.threads or _chosen_threads(settings, learn))
         with computing_with(settings.threads):
             if settings.hours: settings = replace(settings, epochs=_chosen_epochs(settings, learn))
+    old = [name for name in own_files(run) if name!=Path(settings.dataset).name] if overwrite else ()
     device = learn.dls.device
     versions = dict(sdn_nb=sdn_nb.__version__, torch=torch.__version__, fastai=fastai.__version__, device=str(device))
     folder = RunFolder(
-        run, replace=own_files(run) if overwrite else (), minutes=settings.minutes,
+        run, replace=old, minutes=settings.minutes,
         data=asdict(learn.dls.info), training=asdict(settings), versions=versions)
     learn.add_cbs([folder, *_loggers(settings, run)])
     with computing_with(settings.threads):
@@ -165,6 +169,29 @@ def train(
         learn.fit_flat_cos(settings.epochs, pct_start=.25)
         if num_distrib()>1: torch.distributed.destroy_process_group()
         return None if rank_distrib() else _judge(learn, run, _temperature(settings))
+
+# %% ../nbs/12_commands.ipynb #edec0810
+def _name_images(parts):
+    "Name of the file of images that are in Python, which no other images have"
+    digest = sha256()
+    for k in parts.values(): digest.update(k)
+    return IMAGES.format(digest=int(digest.hexdigest()[:12], 16))
+
+@contextmanager
+def _kept_with_run(parts, file):
+    "Write images that were in Python, if there are any, beside the run's files; take them away where it was not saved"
+    if parts is None or rank_distrib() or file.exists():
+        yield
+        return
+    there = file.parent.is_dir()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(file) as tmp, open(tmp, 'wb') as f: np.savez_compressed(f, **parts)
+    try: yield
+    finally:
+        config = file.parent/CONFIG
+        if not config.exists() or file.name not in config.read_text():
+            file.unlink()
+            if not there: file.parent.rmdir()
 
 # %% ../nbs/12_commands.ipynb #16b8e218
 _FOLLOW = 'image_size','channels','levels' # fields that follow the images
@@ -212,17 +239,24 @@ def sdn_train(
     list:bool=False,      # list presets, data sets and models of the package, and do nothing
     **settings            # fields of `Settings` that are given
 ):
-    "Train an SDN-VAE. The run's folder gets config.json, model.safetensors, history.csv, checkpoint.pt and pictures."
+    """Train an SDN-VAE. The run's folder gets config.json, model.safetensors, history.csv, checkpoint.pt and pictures.
+    From Python `dataset` may also be images, as for `get_dls`; the folder gets them too, for the other commands."""
     if list: return print(list_choices())
     given = {k: v for k,v in settings.items() if v is not None}
-    name = given.get('dataset') or given.get('preset') or 'digits'
+    images,name = given.get('dataset'),'images'
+    if images is None or isinstance(images, (str,os.PathLike)):
+        images,name = None,images or given.get('preset') or 'digits'
     run = Path(out or f'runs/{Path(name).expanduser().resolve().stem}').expanduser()
     with plain_errors(run):
         if fp16 and bf16: raise ValueError("sdn_train: --fp16 and --bf16 exclude each other; choose one.")
         if fp16 or bf16: given['precision'] = 'fp16' if fp16 else 'bf16'
         if set: given['changes'] = read_changes(set)
+        if images is not None:
+            images = as_parts(images)
+            given['dataset'] = str(run.resolve()/_name_images(images))
         all_settings,data = begin(run, resume, overwrite, **given)
-        figures = train(all_settings, run, overwrite, data, anyway)
+        with _kept_with_run(images, Path(all_settings.dataset)):
+            figures = train(all_settings, run, overwrite, data, anyway)
     if not figures: return                                              # another process judges
     print(f"validation ELBO      {figures['elbo_bpd']:.3f} bits/dim")
     print(f"histogram per pixel  {figures['histogram_bpd']:.3f} bits/dim, fitted on the same training images")
@@ -249,7 +283,7 @@ def _check_numbers(name, seed, **counts):
 
 # %% ../nbs/12_commands.ipynb #9fe37039
 def _evaluate(folder, kept, samples, split, seed, bs, device, path):
-    "Print the ELBO and, with `samples`, the importance-weighted likelihood; record them in the folder, if they are `kept`"
+    "Print the ELBO and, with `samples`, the importance-weighted likelihood; record what is to be `kept`"
     model = SDNVAE.from_pretrained(folder, device)
     dl,batch,identity = _judged_by(folder, split, device, path)
     elbo = elbo_estimate(model, dl, seed)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IN_MEMORY', 'DATASETS', 'to_unit', 'to_levels', 'show_images', 'DataInfo', 'TensorImages', 'ToUnit', 'ImageDL',
            'image_sets', 'FileImages', 'DamagedFileWarning', 'FewerLevels', 'Part', 'DataSet', 'register_dataset',
-           'open_images', 'make_dls', 'get_dls']
+           'as_parts', 'open_images', 'make_dls', 'get_dls']
 
 # %% ../nbs/06_data.ipynb #8e28d16c
 import os, random, re, warnings
@@ -424,7 +424,7 @@ def _set_of(pictures, mode, hw, flip):
     return TensorImages(levels, flip, files)
 
 def _file_sets(folder, parts, fit, flip, split, name):
-    "Sets and DataInfo from pictures for training, validation and test (or None); `fit` makes one size of files and sizes"
+    "Sets and DataInfo from pictures for training, validation and test (or None); `fit` finds the size of all"
     pictures = sorted((p for part in parts for p in part or ()), key=lambda p: p.file.relative_to(folder).as_posix())
     hw = fit([p.file for p in pictures], [p.hw for p in pictures])
     mode = 'L' if all(p.grey for p in pictures) else 'RGB'
@@ -473,7 +473,8 @@ def _folder(folder, size, seed, flip, damaged='stop'):
     else:
         why = 'training and validation need at least 2'
         good = _read_all(folder, _image_files(folder, 2, why), hw, damaged)
-        parts,split = [*_draw(_enough(folder, good, 2, why), seed), None],f'Drawn at random, 90 % to 10 %, by seed {seed}.'
+        parts = [*_draw(_enough(folder, good, 2, why), seed), None]
+        split = f'Drawn at random, 90 % to 10 %, by seed {seed}.'
     def fit(files, sizes): return hw or _same_size(files, sizes)
     return _file_sets(folder, parts, fit, bool(flip), split, folder.resolve().name)
 
@@ -617,8 +618,10 @@ def _as_folder(name, path=None):
 # %% ../nbs/06_data.ipynb #4943ea10
 _PARTS = dict(train='train', valid='valid', val='valid', validation='valid', test='test') # as people call them
 
-def _own(source, flip, name='images'):
-    "What a source gives, from images that are in Python, or from the arrays of a file"
+def as_parts(
+    source, # images that are in Python, as for `get_dls`
+)->dict:    # uint8 arrays (N, C, H, W): train, and valid and test where they are given
+    "The levels of all images, by what they are for; raises `ValueError` for other names, or what holds no levels"
     if isinstance(source, tuple): parts = dict(zip(('train','valid','test'), source))
     elif hasattr(source, 'loaders'): parts = dict(zip(('train','valid','test'), source.loaders))
     elif hasattr(source, 'keys') and hasattr(source, 'items'): parts = dict(source.items())
@@ -627,8 +630,7 @@ def _own(source, flip, name='images'):
         raise ValueError(
             f"get_dls: images are given as parts called {', '.join(map(str, parts))}; there must be train, and there"
             " may be valid (or val, validation) and test.")
-    arrays = {_PARTS[p]: as_levels(s, p) for p,s in parts.items()}
-    return image_sets(name, **arrays, flip=bool(flip))
+    return {_PARTS[p]: as_levels(s, p) for p,s in parts.items()}
 
 # %% ../nbs/06_data.ipynb #a579176f
 def _check_source(name, given):
@@ -669,10 +671,11 @@ def open_images(
 
 def _unnamed(name, path, size, seed, flip, damaged):
     "What a source gives, from a folder, a file of arrays, or images that are in Python"
-    if is_array_file(name): return _own(read_array_file(name), flip, Path(name).stem)
+    if is_array_file(name): return image_sets(Path(name).stem, **as_parts(read_array_file(name)), flip=bool(flip))
     if name is None or isinstance(name, (str,PathLike,int,float)):
         return _folder(_as_folder(name, path), size, seed, flip, damaged)
-    return name if isinstance(name, tuple) and isinstance(name[-1], DataInfo) else _own(name, flip)
+    if isinstance(name, tuple) and isinstance(name[-1], DataInfo): return name
+    return image_sets('images', **as_parts(name), flip=bool(flip))
 
 # %% ../nbs/06_data.ipynb #feeb94ba
 def _check_counts(bs, repeat):
@@ -725,7 +728,8 @@ def get_dls(
     part; `dls.info` is a `DataInfo`. Without `path`, files of named sets are looked for in the usual places (those of
     3dshapes and dsprites, for which `path` may also be the file, in the working directory), folders in the working
     directory. Arrays are uint8, (N, H, W), (N, C, H, W) or (N, H, W, C), or floats in [0, 1] that are such levels
-    divided by 255; where validation is not given, a tenth is cut off. Raises `ValueError` for an unknown name, a faulty file, a folder without two readable images of one size,
+    divided by 255; where validation is not given, a tenth is cut off. Raises `ValueError` for an unknown name, a
+    faulty file, a folder without two readable images of one size,
     or a bad argument, `FileNotFoundError` for a folder or files that do not exist, `OSError` where a download fails."""
     _check_counts(bs, repeat)
     sets,info = open_images(name_or_folder, path, seed, size, levels, flip, damaged)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 import psutil,torch
 from .layers import n_params
-from .vae import SDNVAE,VAEConfig,last_sweeps,plan_blocks,preset_config
+from .vae import SDNVAE,VAEConfig,last_sweeps,plan_blocks
 from .memory import training_memory
 from .data import DataInfo
 from .runs import Settings
@@ -25,17 +25,18 @@ def fit_config(
     image_size:tuple, # (H, W) of the images
     **changes,        # other fields to change, such as channels and levels
 )->VAEConfig:
-    """A model for images of another size, its top map about as large as before. Raises `ValueError` where the size can't
-    be halved often enough, and names one that can."""
+    """A model for images of another size, its top map about as large as before. Raises `ValueError` where the size
+    can't be halved often enough, and names one that can."""
     n0 = len(cfg.downsample)
     wanted = max(0, n0 + round(math.log2(max(image_size)/max(cfg.image_size))))
     n = next(n for n in range(wanted, -1, -1) if all(s%2**n==0 for s in image_size))
     if n<wanted-1:
-        below,above = (tuple(max(1, round_to(s/2**wanted))*2**wanted for s in image_size) for round_to in (int,math.ceil))
+        unit = 2**wanted
+        below,above = max(unit, max(image_size)//unit*unit),math.ceil(max(image_size)/unit)*unit
         can = f"can be halved only {n} times" if n>1 else "can be halved only once" if n else "can't be halved"
         raise ValueError(
             f"images of {image_size[0]}×{image_size[1]} pixels (height × width) {can}, and a model for them halves"
-            f" {wanted} times. Choose a size that can: --size {max(below)} or {max(above)}.")
+            f" {wanted} times. Choose a size that can: --size {below} or {above}.")
     more = n-n0
     halve = (*range(more), *(i+more for i in cfg.downsample)) if more>0 else cfg.downsample[-more:]
     return replace(cfg, image_size=tuple(image_size), depth=cfg.depth+max(0, more), downsample=halve, **changes)
@@ -58,8 +59,8 @@ def own_recipe(
 )->tuple:             # name of a preset, and a dict of settings: bs, lr, ema, steps
     "How images are trained that no preset was made for"
     bs = next((b for b in (32,16) if n_train>=16*b), min(8, n_train))
-    gpu = device!='cpu'
-    return 'home32' if gpu else 'photos',dict(bs=bs, lr=2e-3 if gpu else 4e-3, ema=.998, steps=STEPS['cuda' if gpu else 'cpu'])
+    if device=='cpu': return 'photos',dict(bs=bs, lr=4e-3, ema=.998, steps=STEPS['cpu'])
+    return 'home32',dict(bs=bs, lr=2e-3, ema=.998, steps=STEPS['cuda'])
 
 # %% ../nbs/engine/plan.ipynb #c0ce6ac1
 def steps_in(
@@ -138,10 +139,11 @@ def check_memory(
     note = f"about {total/gib:.2f} GiB in single precision, {free/gib:.1f} GiB free"
     if total<=free or model.recompute: return note
     fits = int((free-need.weights)//need.per_image)
-    smaller = f"--bs {fits} --accumulate {-(-bs//fits)} takes less, for about the same step" if fits>0 else "no batch would"
+    smaller = "No batch would"
+    if fits>0: smaller = f"Less takes --bs {fits} --accumulate {-(-bs//fits)}, for about the same step"
     raise MemoryError(
-        f"training takes {note}: that will not fit. {smaller[0].upper()+smaller[1:]}; --recompute takes less at any batch,"
-        " a smaller --preset or --size less still; --anyway starts all the same.")
+        f"training takes {note}: that will not fit. {smaller}; --recompute takes less at any batch, a smaller --preset"
+        " or --size less still; --anyway starts all the same.")
 
 # %% ../nbs/engine/plan.ipynb #df42de37
 FEW_STEPS,FEW_IMAGES = 500,50 # under which little is learnt, or it is learnt by heart
@@ -162,7 +164,7 @@ def doubts(
         found.append(f"{info.n_train} training images are few: the model will know them by heart, and others badly.")
     if cfg.sdn and not count_sweeping(cfg)[0]:
         found.append(
-            f"no layer sweeps: all maps are larger than {cfg.max_scale} pixels a side, or smaller than {cfg.min_scale}.")
+            f"no layer sweeps: no map has from {cfg.min_scale} to {cfg.max_scale} pixels a side, or one of `scales`.")
     return found
 
 def describe_run(
@@ -208,7 +210,7 @@ def told_time(
     return f"{max(1, round(seconds))} seconds"
 
 class TimeLeft(Callback):
-    "Tell once, some steps after the start, how long the rest will take; nothing where that is less than `least` seconds"
+    "Tell once, some steps after the start, how long the rest will take, if it is more than `least` seconds"
     run_valid = False
     def __init__(self,
         least:float=30., # seconds left from which it is worth a line

@@ -90,8 +90,9 @@ def as_levels(
             f"get_dls: {what} is of type {type(source).__name__}; images come from a name, a folder, a file .npy or"
             " .npz, an array, a dataset, a DataLoader, or a tuple or dict of these.")
     n = len(source)
-    items = (_as_array(_image_of(source[i], what)) for i in (progress_bar(range(n), leave=False) if n>=1000 else range(n)))
-    return _colours_first(_together([_to_bytes(a, what) for a in items], what, np.stack), what)
+    order = progress_bar(range(n), leave=False) if n>=1000 else range(n)
+    items = [_to_bytes(_as_array(_image_of(source[i], what)), what) for i in order]
+    return _colours_first(_together(items, what, np.stack), what)
 
 def _together(arrays, what, join):
     "Arrays of one shape, joined"

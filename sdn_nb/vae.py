@@ -9,7 +9,7 @@ __all__ = ['PRESETS', 'RECIPES', 'VAEOutput', 'free_bits_loss', 'bits_per_dim', 
 
 # %% ../nbs/04_vae.ipynb #84610384
 import difflib,json,math,re,tomllib,warnings
-from dataclasses import asdict,dataclass,fields,replace
+from dataclasses import dataclass,fields,replace
 from functools import partial
 from itertools import cycle,islice
 from pathlib import Path
@@ -418,7 +418,7 @@ def is_preset_file(
     return str(name).endswith(('.toml','.json'))
 
 def read_preset(
-    path,     # file .toml or .json with `base`, the name of a preset, and tables `model` and `recipe` of what is different
+    path,     # file .toml or .json: `base`, the name of a preset, and tables `model` and `recipe` of what is different
 )->tuple:     # VAEConfig and Recipe
     "A preset from a file; raises `FileNotFoundError`, or `ValueError` that names the file and what is wrong with it"
     path = Path(path)

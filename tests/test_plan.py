@@ -164,6 +164,25 @@ def test_file_of_arrays(here):
     assert read_run(here/'runs/mine')[1]|{}=={**read_run(here/'runs/mine')[1], 'n_train': 36, 'n_test': 8, 'name': 'mine'}
     sdn_eval('runs/mine', split='test')
 
+def test_images_in_python(here):
+    r = np.random.default_rng(0)
+    x = torch.from_numpy(r.integers(0, 256, (40,3,8,8), dtype=np.uint8))
+    data = torch.utils.data.TensorDataset(x/255, torch.arange(40))
+    with pytest.raises(SystemExit, match='bs'): sdn_train(data, **TINY, bs=0, out='r')
+    with pytest.raises(SystemExit, match='from -0.5 to'): sdn_train(x/255-.5, **TINY, bs=8, out='r')
+    assert not (here/'r').exists()
+    trained((data, x[:8]), out='r')
+    assert read_run(here/'r')[1]['n_valid']==8 and len(list((here/'r').glob('images_*.npz')))==1
+    sdn_train(resume=True, epochs=2, out='r')
+    sdn_eval('r'); sdn_sample('r', n=2)
+    old = list((here/'r').glob('images_*.npz'))
+    with pytest.raises(SystemExit, match='bs'): sdn_train(x, **TINY, bs=0, out='r', overwrite=True)
+    assert list((here/'r').glob('images_*.npz'))==old                                  # nothing is lost by a mistake
+    sdn_eval('r')
+    trained(x, out='r', overwrite=True)
+    assert read_run(here/'r')[1]['n_train']==36 and len(now := list((here/'r').glob('images_*.npz')))==1 and now!=old
+    sdn_eval('r')
+
 def test_steps_and_passes(here):
     pictures(here/'mine'); trained('mine', epochs=None, steps=120, out='r')
     s,_ = read_run(here/'r')
