@@ -1,12 +1,14 @@
 """Metrics of disentanglement against loops written out, against formulas, and under changes that must not matter"""
-import warnings
+import sys, types, warnings
 from functools import partial
 from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np, pytest, torch
-from scipy.stats import ortho_group
+from scipy.stats import entropy, ortho_group
+from sklearn.feature_selection import mutual_info_classif
 from sklearn.linear_model import LogisticRegression
-from sdn_nb.disentanglement import DCI, METRICS, beta_vae_metric, dci, encoder, evaluate, factor_vae_metric, mig, mutual_information, sap
+from sdn_nb.disentanglement import DCI, METRICS, Rows, _purity, beta_vae_metric, dci, encoder, evaluate, factor_vae_metric, mig, mutual_information, sap
 
 sizes = (5,3,4,8)
 n = np.array(sizes)
@@ -213,6 +215,124 @@ def test_evaluate_draws_anew_each_time_and_repeats_with_its_seed():
     run = lambda seed: evaluate(blurred, sizes, 2, seed, dict(mig=partial(mig, n=500), beta=quick['beta_vae']))
     assert run(0)==run(0)!=run(1) and run(0)['mig'].half>0
     assert set(METRICS)=={'beta_vae','factor_vae','mig','sap','dci'}
+
+# arrays
+
+everything = np.array(list(np.ndindex(*sizes)))
+@each
+@pytest.mark.parametrize('encode', [standard, blurred, lambda f: standard(f)[:,:3]], ids=['standard','blurred','three'])
+def test_all_combinations_as_arrays_get_what_the_function_gets(name, encode):
+    a,b = value(name, encode),np.array(quick[name](encode(everything), everything))
+    # 480 rows: a forest of two thirds of them must guess the rest, which draws with repeats have mostly seen
+    if name=='dci': a,b = a[:2],b[:2]
+    assert a==pytest.approx(b, abs=.1 if name in ('dci','sap','beta_vae') else .05)
+
+@each
+def test_arrays_of_any_kind(name):
+    "Tensors, lists, whole numbers as floats; the values of a factor are names"
+    z,f = blurred(everything),everything
+    a = np.array(quick[name](z, f))
+    assert np.array_equal(a, quick[name](torch.tensor(z).requires_grad_(), torch.tensor(f)))
+    assert np.array_equal(a, quick[name](z.tolist(), f.astype(float).tolist()))
+    assert np.array_equal(a, quick[name](z, 7*f-100))
+    assert not np.array_equal(a, quick[name](z, f, seed=6)) or name=='mig'
+
+def skew(n=3000): return np.stack([np.random.default_rng(2).binomial(s-1, .3, n) for s in sizes], 1)
+
+def test_gap_of_arrays_is_that_of_independent_parts():
+    f = skew()
+    z = blurred(f)
+    bins = [np.digitize(c, np.linspace(c.min(), c.max(), 21)[1:-1]) for c in z.T]
+    info = np.array([[mutual_info_classif(b[:,None], v, discrete_features=True)[0] for v in f.T] for b in bins])
+    assert mutual_information(z, f)==pytest.approx(info, abs=1e-9)
+    best = np.sort(info, 0)[::-1]
+    assert mig(z, f)==pytest.approx(np.mean((best[0]-best[1])/[entropy(np.bincount(v)) for v in f.T]), abs=1e-9)
+
+def test_groups_of_rows_agree_and_are_drawn_like_rows():
+    f = np.r_[skew(300), [[99,0,0,0]]]                                  # the last row's value of factor 0 is its own
+    rows = Rows('test', np.arange(len(f))[:,None], f)
+    which = np.repeat(range(4), 200)
+    found = rows.held(which, 8, 3, np.random.default_rng(0))[...,0].astype(int)
+    assert found.shape==(800,8,3)
+    for j in range(4):
+        values = f[found[which==j], j]
+        assert (values==values[:,:,:1]).all() and len(set(values.flat))==len(set(f[:300,j]))
+        share = np.bincount(values.ravel(), minlength=100)/values.size
+        assert share==pytest.approx(np.bincount(f[:,j], minlength=100)/len(f), abs=.05)
+        free = f[found[which==j], (j+1)%4]
+        assert (free!=free[:,:,:1]).any((1,2)).mean()>.9
+    assert 300 not in found[which==0] and 300 in found[which==1]
+
+@pytest.mark.parametrize('n, train, test', [(480,320,160), (2,1,1), (3,2,1), (20_000,10_000,5000)])
+def test_no_row_is_learnt_from_and_tested_on(n, train, test):
+    rows = Rows('test', np.arange(n)[:,None], np.arange(n)[:,None]%2+[0,1])
+    (f,z),(f_new,z_new) = rows.two_parts(10_000, 5000, np.random.default_rng(0))
+    assert (len(z),len(z_new))==(train,test) and not {*z.flat}&{*z_new.flat}
+    assert np.array_equal(f[:,0], z[:,0]%2) and np.array_equal(f_new[:,0], z_new[:,0]%2)
+
+def test_a_list_that_is_looked_up_is_not_learnt():
+    "New rows are new, so that what can only be remembered is worth a guess"
+    z,f = np.random.default_rng(0).normal(size=(3000, 6)),skew()
+    guess = np.mean([(np.bincount(v)/len(v)).max() for v in f.T])
+    got = dci(z, f)
+    assert got.informativeness < guess and got.disentanglement < .05
+
+ok = blurred(everything),everything
+@pytest.mark.parametrize('codes, factors, match', [
+    (ok[0][:-1], ok[1], 'codes has 479 rows and factors has 480'), (ok[0][:,0], ok[1], r'codes has shape \(480,\)'), (ok[0], ok[1][:,0], r'factors has shape \(480,\)'),
+    (ok[0], sizes, r'factors has shape \(4,\)'), (ok[0][:,:0], ok[1], r'codes has shape \(480, 0\)'), (ok[0], ok[1]+.5, 'column 0 of factors holds numbers that are not whole'),
+    (ok[0]*np.nan, ok[1], 'codes holds values that are not finite'), (ok[0], np.where(ok[1]==2, np.inf, ok[1]), 'factors holds values that are not finite'),
+    (ok[0], ok[1].astype(str).astype(object)+'x', 'factors must hold numbers .*numbers labels'), (ok[0], ok[1]*[1,0,1,1], 'columns of factors is .5, 1, 4, 8.; a metric needs'),
+    (ok[0], ok[1][:,:1], 'columns of factors is .5,.; a metric needs'), (blurred, ok[1], 'codes is a function, so sizes must be'), ([], [], 'codes has shape')],
+    ids='fewer-codes one-dimension one-factor-flat sizes no-codes halves nan inf words constant one-factor function empty'.split())
+@each
+def test_arrays_refused(name, codes, factors, match):
+    who = dict(beta_vae='beta_vae_metric', factor_vae='factor_vae_metric').get(name, name)
+    with pytest.raises(ValueError, match=f'^{who}: .*{match}'): quick[name](codes, factors)
+
+@pytest.mark.parametrize('metric', [beta_vae_metric, factor_vae_metric])
+def test_a_factor_of_which_no_two_rows_agree_cannot_be_held(metric):
+    f = np.c_[everything, np.arange(480)]
+    with pytest.raises(ValueError, match="no two rows agree in column 4 of factors"): metric(blurred(everything), f, 100, 100)
+
+def test_evaluate_takes_arrays():
+    out = evaluate(*ok, 2, metrics=quick)
+    assert out['mig'].half==0 and out['mig'].mean==mig(*ok) and set(out)=={'beta_vae','factor_vae','mig','sap','disentanglement','completeness','informativeness'}
+
+# an independent library: pip install --no-deps disentanglement-lib==1.5 (its metrics need no TensorFlow, only the configuration that asks for it)
+
+@pytest.fixture
+def library(monkeypatch):
+    "Its metrics, with numbers of the usual configurations in the place of gin's"
+    pytest.importorskip('disentanglement_lib')
+    gin = types.ModuleType('gin')
+    gin.tf,gin.REQUIRED,gin.configurable = gin,None,lambda *args, **kw: lambda f: f
+    monkeypatch.setitem(sys.modules, 'gin', gin); monkeypatch.setitem(sys.modules, 'gin.tf', gin)
+    from disentanglement_lib.evaluation.metrics import beta_vae, dci, factor_vae, mig, utils
+    monkeypatch.setattr(utils, 'make_discretizer', lambda z: utils._histogram_discretize(z, 20))
+    return SimpleNamespace(beta_vae=beta_vae, dci=dci, factor_vae=factor_vae, mig=mig)
+
+class Pictures:
+    "What the library draws from; a picture is its factors"
+    num_factors = 4
+    def sample_factors(self, n, rng): return rng.randint(sizes, size=(n,4))
+    def sample_observations_from_factors(self, f, rng): return f
+    def sample_observations(self, n, rng): return self.sample_factors(n, rng)
+
+@pytest.mark.parametrize('encode', [standard, mixed, blurred, listed], ids=lambda f: f.__name__)
+def test_library_mig(library, encode):
+    for f in (skew(), everything): assert mig(encode(f), f)==pytest.approx(library.mig._compute_mig(encode(f).T, f.T)['discrete_mig'], abs=1e-9)
+
+@pytest.mark.parametrize('encode', [standard, mixed, blurred, listed], ids=lambda f: f.__name__)
+def test_library_beta_and_factor_vae(library, encode):
+    rng,n = np.random.RandomState(0),dict(num_train=1000, num_eval=1000)
+    theirs = [library.beta_vae.compute_beta_vae_sklearn(Pictures(), encode, rng, batch_size=64, **n)['eval_accuracy'],
+              library.factor_vae.compute_factor_vae(Pictures(), encode, rng, batch_size=64, num_variance_estimate=5000, **n)['eval_accuracy']]
+    for args in ((encode,sizes), (encode(everything),everything)):
+        assert [m(*args, 1000, 1000) for m in (beta_vae_metric,factor_vae_metric)]==pytest.approx(theirs, abs=.06)
+
+def test_library_dci_of_importances(library):
+    for R in np.random.default_rng(0).random((5,6,4))**3: assert (_purity(R), _purity(R.T))==pytest.approx((library.dci.disentanglement(R), library.dci.completeness(R)), abs=1e-6)
 
 # pictures
 

@@ -1,6 +1,6 @@
 "A grid goes on where it stopped, cell by cell, and comes out the same; what does not fit is refused before anything is trained."
-import json, os, random, signal
-from dataclasses import asdict, replace
+import json, os, random, re, signal, time
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -9,7 +9,7 @@ from fastai.basics import Callback, set_seed
 from sdn_nb import betavae, data, grid
 from sdn_nb.betavae import BetaVAE
 from sdn_nb.data import _factor_images, get_dls
-from sdn_nb.grid import ARCHS, Cell, cell_config, draw_curves, draw_metric, read_grid, run_cell, run_grid, sdn_grid
+from sdn_nb.grid import ARCHS, Cell, Pace, cell_config, draw_curves, draw_metric, measure_pace, read_grid, run_cell, run_grid, sdn_grid
 from sdn_nb.layers import SDNLayer, n_params
 from sdn_nb.shapes import FactorImages
 
@@ -128,6 +128,69 @@ def test_the_command_refuses_in_one_line(tmp_path, no_training, option, value, w
 def test_training_that_diverges_is_named(tmp_path):
     with pytest.raises(FloatingPointError, match='conv_beta1_seed0 has an ELBO that is not finite after [246] iterations'): run_grid(tmp_path, **(small|dict(lr=1e30)))
     assert names(tmp_path)==[]
+
+# Told before
+
+def test_help_shows_every_default(capsys):
+    with pytest.raises(SystemExit): sdn_grid.main(['--help'])
+    text = ' '.join(capsys.readouterr().out.split())
+    for f in fields(Cell):
+        if f.name in ('arch','beta','seed'): continue                   # lists of their own
+        assert re.search(rf'--{f.name} \w+ (?:(?! --\w).)*; {f.default} if left out', text), f.name
+    for default in ('runs/disentanglement','conv sdn','1 32 100 300 500','0 1 2 3 4 5 6 7 8 9','the working directory','cuda where there is one','24'): assert f'{default} if left out' in text
+
+def test_pace_is_that_of_ten_steps(monkeypatch):
+    steps = []
+    class Slow(Callback):
+        def after_loss(self): steps.append(self.iter); time.sleep(1.5 if len(steps)==1 else .03)   # the first compiles
+    learner = grid.beta_vae_learner
+    monkeypatch.setattr(grid, 'beta_vae_learner', lambda *args, cbs: learner(*args, cbs=[cbs, Slow()]))
+    random.seed(1); np.random.seed(2); torch.manual_seed(3)
+    before = states()
+    pace = measure_pace(Cell('conv', 1., 0, **tiny), device='cpu', n=20)
+    assert len(steps)==11 and .03 < pace.step < .15 and 0 < pace.picture < .01 and pace.pictures==120 and states()==before
+
+@pytest.mark.parametrize('pictures, encoded', [(120,120), (10**9,15*64*3+2*200)])
+def test_seconds_of_a_cell(pictures, encoded):
+    assert Pace(2., .5, pictures).seconds(Cell('conv', 1., 0, **tiny))==pytest.approx(6*2+encoded*.5, rel=1e-4)
+
+def test_metrics_encode_as_many_pictures_as_is_foretold(monkeypatch):
+    "Counted with so many pictures that none comes twice"
+    class Many:
+        sizes = (1000,1000,1000)
+    seen = []
+    def encode(f): seen.append(len(f)); return f.astype(float)
+    cell = Cell('conv', 1., 0, **tiny)
+    monkeypatch.setattr(grid, 'encoder', lambda *args, **kw: encode)
+    grid._metrics(BetaVAE(cell_config(cell, get_dls('bars', device='cpu').info)), Many, cell.trials, 'cpu')
+    assert Pace(0., 1., 10**9).seconds(cell)==pytest.approx(sum(seen), rel=1e-4)
+
+@pytest.fixture
+def known_pace(monkeypatch):
+    "3 s a step with sweeps, 1 s without; judging is free"
+    measured = []
+    def pace(cell, path, device): measured.append(cell.arch); return Pace(3. if cell.arch=='sdn' else 1., 0., 120)
+    monkeypatch.setattr(grid, 'measure_pace', pace)
+    return measured
+
+def test_what_takes_too_long_is_refused(tmp_path, no_training, known_pace, capsys):
+    long = dict(archs='conv sdn conv_wide', iterations=3600, betas='1 4', seeds='0 1 2')    # 6*(1+3+1) hours
+    with pytest.raises(SystemExit, match='^error: sdn_grid: 18 cells would take about 30 hours here, more than --max_hours 24. .* begin all the same with --max_hours 45'): sdn_grid.main(args(tmp_path/'new', **long))
+    assert known_pace==['conv','sdn','conv_wide'] and not (tmp_path/'new').exists()
+    assert capsys.readouterr().out=='18 cells to train on cpu, 3,600 steps each\na step takes 1 s (conv), 3 s (sdn), 1 s (conv_wide): about 30 hours for all, one after the other\n'
+    with pytest.raises(AssertionError, match='trained'): sdn_grid.main(args(tmp_path/'new', max_hours=31, **long))
+
+def test_only_what_is_left_counts(tmp_path, known_pace, capsys):
+    run_grid(tmp_path, **(small|dict(archs=('conv',))))
+    assert not known_pace                                               # in Python nothing is measured unless asked for
+    sdn_grid.main(args(tmp_path))
+    assert known_pace==['sdn'] and '2 cells to train on cpu, 6 steps each\na step takes 3 s (sdn): about 36 seconds for all' in capsys.readouterr().out
+    sdn_grid.main(args(tmp_path, max_hours=0))                          # nothing is left
+    assert known_pace==['sdn'] and capsys.readouterr().out.startswith('4 cells in')
+
+def test_hours_that_cannot_be(tmp_path):
+    for bad in ('-1','nan'):
+        with pytest.raises(SystemExit, match='^error: sdn_grid: --max_hours must be zero or more'): sdn_grid.main(args(tmp_path/'new', max_hours=bad))
 
 # Equal terms
 

@@ -143,7 +143,7 @@ def anatomy_faults(nb, figure=True):
     if figure and not any(k.startswith('image/') for o in outputs(nb) for k in o.get('data', {})): faults.append('figure')
     return faults
 
-plain = 'saving','compiled','runs','command_line','showdoc','results','index','extend','notation' # nothing to draw
+plain = 'saving','hub','compiled','runs','command_line','showdoc','results','index','extend','notation' # nothing to draw
 
 @pytest.mark.parametrize('path', paths, ids=lambda p: p.stem)
 def test_anatomy(path): assert anatomy_faults(load(path), path.stem not in plain) == []

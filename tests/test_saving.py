@@ -23,7 +23,7 @@ def model_section(folder, **changes):
 def test_weights_come_back_bit_for_bit(folder):
     model = SDNVAE.from_pretrained(str(folder))
     assert not model.training and contents(model.save_pretrained(folder.parent/'again'))['model.safetensors']==contents(folder)['model.safetensors']
-    assert {p.name for p in folder.iterdir()}=={'config.json','model.safetensors'}
+    assert {p.name for p in folder.iterdir()}=={'config.json','model.safetensors','README.md'}
 
 @pytest.mark.skipif(os.name=='nt', reason='POSIX permissions')
 def test_files_get_the_usual_permissions(folder):
