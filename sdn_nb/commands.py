@@ -19,7 +19,8 @@ from fastai.torch_core import default_device  # after ours, which keeps a warnin
 def _add_option(parser, positional, p, text):
     "Tell an argparse parser of a parameter of a function, whose help is `text`"
     flag = p.annotation is bool
-    if p.name in positional: kw = dict(type=p.annotation, **({} if p.default is p.empty else dict(nargs='?')))
+    if p.name in positional and p.annotation is list: kw = dict(nargs='+')
+    elif p.name in positional: kw = dict(type=p.annotation, **({} if p.default is p.empty else dict(nargs='?')))
     elif flag: kw = dict(dest=p.name, action='store_false' if p.default else 'store_true')
     elif p.annotation is list: kw = dict(action='append', metavar=p.name.upper())
     else: kw = dict(type=p.annotation, metavar=p.annotation.__name__)

@@ -24,7 +24,8 @@ def wait_briefly():
 
 # %% ../nbs/engine/threads.ipynb #6c31bd63
 COMMANDS = dict(
-    sdn_train='cli', sdn_eval='cli', sdn_sample='cli', sdn_explore='cli', sdn_bench='bench', sdn_grid='grid')
+    sdn_train='cli', sdn_eval='cli', sdn_sample='cli', sdn_explore='cli', sdn_compare='compare', sdn_bench='bench',
+    sdn_grid='grid')
 
 def start(
     command:str, # one of `COMMANDS`, which name the module of each

@@ -1,5 +1,6 @@
 "Properties of sdn_nb.explore: pictures are functions of their settings, every control counts, the last request wins, errors are seen, files are never written over."
-import errno, io, sys, threading
+import errno, io, json, os, shutil, sys, threading
+from contextlib import contextmanager
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
@@ -10,7 +11,9 @@ from fastai.data.core import DataLoaders
 pytest.importorskip('ipywidgets', reason='no ipywidgets: pip install "sdn_nb[explore]"')
 from sdn_nb import explore as lib
 from sdn_nb.data import ImageDL, TensorImages, ToUnit, to_unit
-from sdn_nb.explore import Settings, _Latest, describe, explore, explore_run, file_name, given_images, picture, save_png, serve, to_png, variants
+from sdn_nb.explore import (Settings, _Latest, block_names, describe, explain, explore, explore_models, explore_run, file_name, found_models,
+    given_images, picture, save_png, serve, to_png, variants)
+from sdn_nb.saving import shipped
 from sdn_nb.vae import SDNVAE, VAEConfig
 
 grey = VAEConfig((8,12), channels=1, levels=17, depth=3, downsample=(1,), h=6, z=2, features=5, mix=2)
@@ -108,6 +111,17 @@ def test_not_finite_is_refused():
     (Settings((1.,), 0), 'Block 0 drawn at temperature 1; seed 0.', 'explore_T1_seed0')])
 def test_words(s, words, name): assert (describe(s),file_name(s))==(words,name)
 
+@pytest.mark.parametrize('s,words', [
+    (Settings(warm), 'makes these up'), (Settings(warm, 3), 'All blocks copy the first image'), (Settings(warm, 3, mix=1.), 'All blocks copy the second image'),
+    (Settings(warm, 1), 'uppermost block copies the first image'), (Settings(warm, 2, mix=.25), '2 uppermost of 3 blocks copy a point 25% of the way')])
+def test_plain_words(s, words): assert words in explain(s)
+
+@pytest.mark.parametrize('sizes,names', [
+    ([(2,2),(4,4)], ['0: coarse shape, 2×2','1: fine detail, 4×4']),
+    ([(1,2),(2,4),(2,4),(4,8)], ['0: coarse shape, 1×2','1: in between, 2×4','2: in between, 2×4','3: fine detail, 4×8']),
+    ([(5,7)]*2, ['0: 5×7','1: 5×7'])])
+def test_block_names_go_by_scale(sizes, names): assert block_names(sizes)==names
+
 # Files
 
 def test_files_are_never_written_over(tmp_path):
@@ -178,6 +192,8 @@ def test_the_last_of_many_fast_moves_is_shown(monkeypatch):
 # Controls
 
 def settle(app): app.worker.wait(); return app.made.value
+def widgets(box): return [box]+[w for c in getattr(box, 'children', ()) for w in widgets(c)]
+def html_of(box): return '\n'.join(w.value for w in widgets(box) if type(w).__name__=='HTML')
 
 @configs
 def test_each_control_changes_the_picture(cfg):
@@ -203,6 +219,23 @@ def test_what_has_no_say_is_locked():
         app.keep.value = k
         assert [b.disabled for b in app.blocks]==[i<k for i in range(3)] and [c.disabled for c in (app.drawn,app.image,app.other,app.mix)]==[k==0]*4
 
+@configs
+@pytest.mark.parametrize('name,keep,mix', [('New pictures',0,0.), ('Around an image',1,0.), ('Between two images',1,.5)])
+def test_starting_points(cfg, name, keep, mix):
+    app = explore(make(cfg), data(cfg)).app
+    app.keep.value,app.mix.value,app.seed.value,app.image.value = 3,.8,5,2
+    for b in app.blocks: b.value = .4
+    app.starts[name].click()
+    assert settle(app)==picture(app.model, Settings(warm, keep, 2, 1, mix, 5), app.dls).made
+    assert [n for n,b in app.starts.items() if 'sdn-begun' in b._dom_classes]==[name]
+    assert ('sdn-unused' in app.given._dom_classes)==(keep==0)
+
+def test_each_control_says_what_it_does():
+    app = explore(make(), data()).app
+    controls = [w for w in widgets(app.box) if hasattr(w, 'tooltip') and not hasattr(w, 'children') and type(w).__name__ not in ('HTML','Image')]
+    assert len(controls)==15 and all(len(w.tooltip)>10 for w in controls)
+    assert len({w.tooltip for w in controls})==15
+
 def test_images_of_the_model():
     app = explore(make(), data()).app
     assert app.image.max==app.other.max==5
@@ -216,7 +249,7 @@ def test_images_of_the_model():
 def test_without_data():
     app = explore(make(), note='no <data>').app
     assert app.settings().drawn and len(app.drawn.options)==1 and settle(app)==picture(app.model, app.settings()).made
-    assert any('no &lt;data&gt;' in c.value for c in app.box.children[0].children if hasattr(c, 'value') and isinstance(c.value, str))
+    assert 'no &lt;data&gt;' in html_of(app.box)
 
 # Errors
 
@@ -286,6 +319,60 @@ def test_run_with_its_images(tmp_path):
     from sdn_nb.data import get_dls
     valid = get_dls(tmp_path/'images', seed=3, device='cpu').valid.one_batch()[0]
     assert notes(box)=='' and box.app.given.value==to_png(valid[[0,-1]], 2, 210)
+
+def test_why_images_are_missing_is_folded_away(tmp_path):
+    box = explore_run(saved(tmp_path, training=dict(dataset=str(tmp_path/'none'), seed=0, size=None)))
+    assert '<summary>why</summary>FileNotFoundError' in html_of(box)
+
+# A choice of models
+
+def test_found_models(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ours = ['fashion_mnist','digits']
+    assert list(found_models())==ours and list(found_models('digits'))==ours[::-1]
+    for name in ('runs/b','runs/a','other/x','other/y'): make().save_pretrained(tmp_path/name)
+    (tmp_path/'runs/empty').mkdir(); (tmp_path/'runs/file').write_text('x')
+    (tmp_path/'runs/broken').mkdir(); (tmp_path/'runs/broken/config.json').write_text('{'); (tmp_path/'runs/broken/model.safetensors').write_text('x')
+    shutil.copytree(tmp_path/'runs/a', tmp_path/'runs/alien')
+    (tmp_path/'runs/alien/config.json').write_text(json.dumps(dict(model=dict(beta=4.))))
+    assert list(found_models())==[*ours, 'runs/a','runs/b']
+    assert list(found_models('other/y'))==['other/y', *ours, 'other/x','runs/a','runs/b']
+    assert list(found_models('runs/b'))==['runs/b', *ours, 'runs/a']
+    assert list(found_models(tmp_path/'runs/b'))==[str(tmp_path/'runs/b'), *ours, 'runs/a'] # listed once, by whatever path
+    with pytest.raises(FileNotFoundError, match='no/such'): found_models('no/such')
+
+def test_choosing_a_model(tmp_path, monkeypatch):
+    a,b = (make(c).save_pretrained(tmp_path/n) for n,c in dict(a=grey, b=odd).items())
+    (tmp_path/'c').mkdir(); shutil.copy(a/'config.json', tmp_path/'c'); (tmp_path/'c/model.safetensors').write_text('x')
+    box = explore_models(dict(a=a, b=b, c=tmp_path/'c'))
+    choice,first = box.children[0].children[0],box.app
+    assert first.model.config==grey and first.folder==a
+    first.keep.value = 3
+    choice.value = 'b'
+    assert box.app.model.config==odd and box.app.folder==b
+    choice.value = 'c'
+    assert 'is damaged' in html_of(box) and box.app.model.config==odd
+    choice.value = 'a'
+    assert box.app is first and first.keep.value==3 and 'is damaged' not in html_of(box)
+
+def test_pictures_of_a_models_of_the_package_go_elsewhere(tmp_path):
+    for kind in (Path,str): assert explore_models(dict(digits=kind(shipped()['digits'])), tmp_path).app.folder==tmp_path
+
+# The notebook
+
+def test_the_notebook_leaves_comms_alone():
+    "A notebook that holds views of controls shows 'model not found' to whoever opens it; one that replaces comms, to whoever runs it"
+    nb = json.loads((Path(__file__).parent.parent/'nbs'/'11_explore.ipynb').read_text())
+    assert 'widgets' not in nb['metadata'] and 'application/vnd.jupyter.widget' not in json.dumps([c.get('outputs') for c in nb['cells']])
+    import comm
+    real = comm.create_comm
+    changing = [s for c in nb['cells'] if 'create_comm' in (s := ''.join(c['source']))]
+    space = dict(comm=comm, torch=torch, contextmanager=contextmanager)
+    for s in changing: exec(s, space)
+    assert len(changing)==1 and comm.create_comm is real
+    with space['unseen'](): assert comm.create_comm is comm.DummyComm
+    assert comm.create_comm is real
+    assert any('\nexplore(model, dls)' in ''.join(c['source']) and c['metadata'].get('tags')==['skip-execution'] for c in nb['cells'])
 
 # What is missing
 
