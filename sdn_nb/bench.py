@@ -286,7 +286,7 @@ def rival_layers(
     "A spatial dependency layer with four directions and what one would take instead"
     def convolutions(F): return nn.Sequential(nn.Conv2d(C,F,3,padding=1), nn.ELU(), nn.Conv2d(F,C,3,padding=1))
     def attention(F): return NonLocal(C, F)
-    sdn = SDNLayer(C, C, C)
+    sdn = SDNLayer(C, C, n_features=C)
     rivals = {'two convolutions': convolutions, 'self-attention': attention}
     return {'SDN layer': sdn} | {k: make(matching_width(n_params(sdn), make)) for k,make in rivals.items()}
 

@@ -100,7 +100,7 @@ def _growing_layer(cfg, a, b, scale, turns):
     "The layer from `a` to `b` channels that makes the map of this scale"
     k = dict(kernel_size=4, stride=2, padding=1, upsample=True)
     if not cfg.sdn or scale not in cfg.sdn_scales: return convolution(a, b, **k)
-    return LAYERS[cfg.layer](a, b, cfg.features, tuple(islice(turns, cfg.n_directions)), **k)
+    return LAYERS[cfg.layer](a, b, n_features=cfg.features, directions=tuple(islice(turns, cfg.n_directions)), **k)
 
 # %% ../nbs/05_betavae.ipynb #8f581c7b
 class BetaVAE(Pretrained):

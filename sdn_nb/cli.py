@@ -342,8 +342,8 @@ def sdn_sample(
 # %% ../nbs/12_commands.ipynb #953a09f3
 @command('run')
 def sdn_explore(
-    # folder of a run, one written by save_pretrained, or the name of a model of the package; digits if left out
-    run:str='digits',
+    # folder of a run, one written by save_pretrained, or the name of a model of the package; fashion_mnist if left out
+    run:str='fashion_mnist',
     port:int=8866,        # port on this machine, 8866 if left out; a later one where it is taken
     browser:bool=True,    # print the address, and open no browser
 ):

@@ -54,8 +54,8 @@ class LadderBlock(nn.Module):
         self.up_a = convolution(h, h+self.n_q, **k)
         self.up_b = None if top else convolution(h, 2*h)
         if features:
-            self.down_a = layer(h, h+self.n_q+2*z, features, directions_a)
-            self.down_b = layer(h+z, 2*h, features, directions_b, **k, upsample=downsample)
+            self.down_a = layer(h, h+self.n_q+2*z, n_features=features, directions=directions_a)
+            self.down_b = layer(h+z, 2*h, n_features=features, directions=directions_b, **k, upsample=downsample)
         else:
             self.down_a = convolution(h, h+self.n_q+2*z)
             self.down_b = convolution(h+z, 2*h, **k, upsample=downsample)

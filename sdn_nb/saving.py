@@ -6,7 +6,7 @@
 __all__ = ['TEMPORARY', 'as_tuples', 'are_whole', 'require', 'atomic', 'Pretrained', 'read_config', 'model_folder', 'shipped']
 
 # %% ../nbs/engine/saving.ipynb #a2af63fd
-import json,os,shutil,tempfile
+import json,os,re,shutil,tempfile
 from contextlib import contextmanager
 from dataclasses import asdict,fields
 from importlib.resources import files
@@ -67,6 +67,18 @@ class Pretrained(nn.Module):
     ):
         super().__init__()
         self.config = config
+
+# %% ../nbs/engine/saving.ipynb #86968975
+@patch
+def load_state_dict(self:Pretrained,
+    state_dict, # names and tensors; all names may begin with module. or _orig_mod.
+    *args,      # as for any module
+    **kwargs,   # same
+): # names that are missing or unexpected, as from any module
+    "Take weights, also those of a model in a `DataParallel` or `DistributedDataParallel`, or a compiled one"
+    wrapper = re.compile(r'(module\.|_orig_mod\.)+')
+    if all(wrapper.match(k) for k in state_dict): state_dict = {wrapper.sub('', k, 1): v for k,v in state_dict.items()}
+    return nn.Module.load_state_dict(self, state_dict, *args, **kwargs)
 
 # %% ../nbs/engine/saving.ipynb #dc00ed9a
 @patch

@@ -32,7 +32,10 @@ def start(
 ):
     "Say how threads wait, import the command's module, and with it torch, and run the command"
     wait_briefly()
-    getattr(import_module(f'sdn_nb.{COMMANDS[command]}'), command).main()
+    try: module = import_module(f'sdn_nb.{COMMANDS[command]}')
+    except ModuleNotFoundError as e:
+        sys.exit(f'error: {command} needs the package {e.name}; get all that it needs with: pip install sdn_nb')
+    getattr(module, command).main()
 
 entry = SimpleNamespace(**{command: partial(start, command) for command in COMMANDS}) # what the console scripts call
 

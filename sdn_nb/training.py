@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['bpd', 'rate', 'distortion', 'block_rates', 'EMA', 'Guard', 'n_processes', 'Autocast', 'WarmUp', 'StepGraphs',
-           'CheckPixels', 'EpochTable', 'vae_learner', 'RunFolder', 'tensorboard_logger', 'wandb_logger', 'distribute']
+           'CheckPixels', 'EpochTable', 'VAELearner', 'vae_learner', 'RunFolder', 'tensorboard_logger', 'wandb_logger',
+           'distribute']
 
 # %% ../nbs/07_training.ipynb #a163caf8
 import csv,math,random,re,time
@@ -18,6 +19,8 @@ from torch.amp import GradScaler,autocast
 from torch.optim.swa_utils import AveragedModel
 from .scan import triton_sweep
 from .saving import WEIGHTS, atomic
+from .data import show_images
+from .layers import n_params
 from .vae import SDNVAE, VAEOutput, free_bits_loss, bits_per_dim, check_levels
 from .runs import CHECKPOINT, HISTORY
 from fastai.basics import AvgLoss,AvgMetric,Callback,DataLoaders,Learner,OptimWrapper,ValueMetric
@@ -26,7 +29,7 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler  # the module also gives Learner its fit_flat_cos
 from fastai.callback.training import GradientAccumulation,GradientClip
-from fastcore.basics import patch
+from fastcore.basics import PrettyString,patch
 from fastcore.foundation import L
 
 # %% ../nbs/07_training.ipynb #5a038a79
@@ -381,6 +384,82 @@ class EpochTable(ProgressCallback):
         rows = [v/unit if 1<=i<=2 and isinstance(v, float) else v for i,v in enumerate(log)]
         super()._write_stats([f'{v:.3f}' if isinstance(v, float) else v for v in rows])
 
+# %% ../nbs/07_training.ipynb #034a0d46
+class VAELearner(Learner):
+    "A fastai `Learner` for models that give a `VAEOutput`"
+    def to_detach(self, b, cpu=True, gather=True):
+        return super().to_detach(tuple(b) if isinstance(b, VAEOutput) else b, cpu, gather)
+
+    def to_fp16(self, **kwargs): return self.to_fp32().add_cb(Autocast('fp16', **kwargs))
+    def to_bf16(self): return self.to_fp32().add_cb(Autocast('bf16'))
+
+    def get_preds(self, *args, with_input=False, with_loss=False, **kwargs):
+        "As fastai's, the predictions being the `VAEOutput` of all images; the loss of one is minus its ELBO, in nats"
+        found = list(super().get_preds(*args, with_input=with_input, **kwargs))
+        at = int(with_input)
+        if found[at] is not None: found[at] = VAEOutput(*found[at])
+        if with_loss: found.append(-found[at].elbo)
+        return tuple(found)
+
+# %% ../nbs/07_training.ipynb #ab188724
+@patch
+@torch.no_grad()
+def predict(self:VAELearner,
+    item, # one image: (C, H, W) in [-1, 1], or one of the data set's own, as dls.valid_ds[0]
+)->tuple: # its reconstruction (C, H, W) in [-1, 1]; its price in bits/dim; the model's `VAEOutput`
+    "What the model makes of one image"
+    x = item[0] if isinstance(item, (tuple,list)) else item
+    x = x[None].to(self.dls.device)
+    if not x.is_floating_point(): x = self.dls.valid.after_batch(x)[0]
+    model = get_model(self.model).eval()
+    out = model(x)
+    return model.decode(model.encode(x))[0],bpd(out, x),out
+
+@patch
+@torch.no_grad()
+def show_results(self:VAELearner,
+    ds_idx:int=1,       # loader of `dls` to take images from, unless `dl` is given
+    dl=None,            # loader to take images from
+    max_n:int=8,        # how many images at most
+    shuffle:bool=False, # random ones instead of the first?
+    **kwargs,           # for `show_images`, such as ax
+): # the matplotlib axes
+    "Images above, their reconstructions below"
+    if dl is None: dl = self.dls[ds_idx].new(shuffle=shuffle)
+    x = dl.one_batch()[0][:max_n]
+    model = get_model(self.model).eval()
+    return show_images(torch.cat([x, model.decode(model.encode(x))]), nrow=len(x), **kwargs)
+
+# %% ../nbs/07_training.ipynb #8eba2b3e
+@patch
+@torch.no_grad()
+def summary(self:VAELearner)->str:
+    "A table of the layers: name, kind, channels and size of the map that comes out, parameters; and what trains them"
+    model,shapes = get_model(self.model),{}
+    def note(name, module, args, out):
+        if isinstance(out, torch.Tensor): shapes[name] = ' × '.join(str(n) for n in out.shape[1:])
+    hooks = [m.register_forward_hook(partial(note, name)) for name,m in model.named_modules()]
+    try: model(self.dls.train.one_batch()[0][:1])
+    finally:
+        for h in hooks: h.remove()
+    def row(name, kind, shape, n): return f'{name:<30} {kind:<16} {shape:<16} {n:>12,}\n'
+    text = f"{'Layer':<30} {'Kind':<16} {'Output':<16} {'Parameters':>12}\n"
+    for name in shapes:
+        if any(name.startswith(outer+'.') for outer in shapes): continue
+        layer = model.get_submodule(name)
+        text += row(name, type(layer).__name__.removeprefix('Parametrized'), shapes[name], n_params(layer))
+    text += row('all', type(model).__name__, '', n_params(model))
+    return PrettyString(text + 'Callbacks: ' + ', '.join(cb.name for cb in self.cbs.sorted('order')))
+
+# %% ../nbs/07_training.ipynb #8a7b5cf9
+@patch
+def export(self:VAELearner,
+    fname='export', # folder to write, in `learn.path` unless it is absolute; an ending .pkl is dropped
+)->Path:            # the folder
+    "Write the model with `save_pretrained`, no pickle of the learner; read it with `SDNVAE.from_pretrained(folder)`"
+    folder = Path(self.path)/str(fname).removesuffix('.pkl')
+    return get_model(self.model).save_pretrained(folder)
+
 # %% ../nbs/07_training.ipynb #fee9fab7
 def vae_learner(
     dls:DataLoaders,      # batches of (x, x), images in [-1, 1]
@@ -405,7 +484,7 @@ def vae_learner(
     prices = [AvgMetric(f) for f in (bpd,rate,distortion)]
     counts = [ValueMetric(lambda: guard.mean, 'grad_norm'), ValueMetric(lambda: guard.skipped, 'skipped')]
     extra = _extra_callbacks(dls, precision, accumulate, warmup, graphs)
-    learn = Learner(
+    learn = VAELearner(
         dls, model, loss_func=loss, lr=lr, opt_func=partial(_LoggableOptimizer, opt=torch.optim.Adamax),
         metrics=prices+counts, cbs=[CheckPixels(), EMA(ema), guard, *extra, *L(cbs)], **kwargs)
     if hasattr(learn, 'progress'):                                      # there is a progress bar

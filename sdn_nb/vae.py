@@ -92,6 +92,8 @@ def _validate(cfg):
     named = isinstance(cfg.directions, tuple) and set(cfg.directions)<=set(DIRECTIONS)
     check('directions', named, f"a tuple of {', '.join(DIRECTIONS)}, or empty")
     check('residual', cfg.residual in ('gate','sum'), "'gate' or 'sum'")
+    only = "'gate' where layers are SDNLayer, which has no residual"
+    check('residual', cfg.residual=='gate' or cfg.layer!='SDNLayer', only)
     check('context', are_whole(cfg.context) and cfg.context>=0, 'a whole number, 0 for a Gaussian posterior')
     check('likelihood', cfg.likelihood in LIKELIHOODS, f"one of {', '.join(LIKELIHOODS)}")
     check('free_bits', type(cfg.free_bits) in (int,float) and cfg.free_bits>=0, 'a number, zero or more')
@@ -176,8 +178,8 @@ class SDNVAE(Pretrained):
             for i,p in enumerate(plan))
         self.top = nn.Parameter(torch.zeros(cfg.h))
         n_out = LIKELIHOODS[cfg.likelihood].n_params(cfg.channels, cfg.mix)
-        sweeps = last_sweeps(cfg)
-        self.last = layer(cfg.h, n_out, cfg.features, last_turn) if sweeps else nn.Conv2d(cfg.h, n_out, 3, padding=1)
+        if last_sweeps(cfg): self.last = layer(cfg.h, n_out, n_features=cfg.features, directions=last_turn)
+        else: self.last = nn.Conv2d(cfg.h, n_out, 3, padding=1)
         self.apply(_init_conv)
 
 # %% ../nbs/04_vae.ipynb #e4ba4b07

@@ -206,10 +206,10 @@ def test_field_of_a_convolution_is_its_kernel(layer, inside):
 
 def test_field_of_sweeps():
     torch.manual_seed(0)
-    one = receptive_field(SDNLayer(1, 3, 4, ('right',), kernel_size=1, padding=0), (1,7,9))
+    one = receptive_field(SDNLayer(1, 3, n_features=4, directions=('right',), kernel_size=1, padding=0), (1,7,9))
     assert (one[:,5:]==0).all() and (one.nonzero()[:,1]<=4).all() and one[0,1]>0 # to the left of the centre, a cone that widens by a row each column
     assert [(one[:,c]>0).sum().item() for c in range(5)]==[7,7,5,3,1]
-    assert (receptive_field(SDNLayer(3, 2, 4), (3,6,11))>0).all()
+    assert (receptive_field(SDNLayer(3, 2, n_features=4), (3,6,11))>0).all()
 
 def test_field_averages_over_inputs():
     layer = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Tanh())

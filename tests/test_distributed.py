@@ -158,7 +158,7 @@ def test_every_validation_image_counts_once(two, monkeypatch):
 
 def test_one_writer(two):
     out = two[0]
-    assert {p.name for p in (out/'whole0').iterdir()}=={'config.json','model.safetensors','history.csv','checkpoint.pt'} and not (out/'whole1').exists()
+    assert {p.name for p in (out/'whole0').iterdir()}=={'config.json','model.safetensors','history.csv','checkpoint.pt','README.md'} and not (out/'whole1').exists()
 
 def test_processes_agree_and_draw_noise_of_their_own(two):
     a,b = two[2]
@@ -182,6 +182,6 @@ def test_command(tmp_path, monkeypatch):
     second = torchrun(*args, '--epochs', 2, '--resume', cwd=tmp_path)
     assert len(list(csv.reader(open(tmp_path/'run/history.csv'))))==3 and second.stdout.count('histogram per pixel')==1
     assert {p.name for p in (tmp_path/'run').iterdir()} == {'config.json','model.safetensors','history.csv','checkpoint.pt','evaluation.json','samples.png','reconstructions.png',
-        'learning_curve.png','samples_epoch_001.png','samples_epoch_002.png'} and json.loads((tmp_path/'run/evaluation.json').read_text())['elbo_bpd']>0
+        'learning_curve.png','README.md','samples_epoch_001.png','samples_epoch_002.png'} and json.loads((tmp_path/'run/evaluation.json').read_text())['elbo_bpd']>0
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match='has 2 processes, but 1 are there now'): command(['--resume', '--epochs', '3', '--out', 'run'])

@@ -7,7 +7,8 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from sdn_nb.layers import LAYERS, ResSDN, SDNLayer, SubLayer, layer_name, register_layer
 from sdn_nb.scan.compiled import compiler
-from sdn_nb.scan import DIRECTIONS, scan
+from sdn_nb.scan import DIRECTIONS, op, scan
+from sdn_nb.vae import SDNVAE, VAEConfig
 
 BACK = dict(right=(0,-1), left=(0,1), down=(-1,0), up=(1,0))    # one step back along the sweep, as (row, column)
 SIZES = [(1,1), (1,6), (6,1), (2,7), (7,2), (5,4)]
@@ -46,14 +47,14 @@ def test_every_position_hears_its_cone_and_no_more(size, direction):
 @pytest.mark.parametrize('size', **size_ids)
 @pytest.mark.parametrize('kind', [SDNLayer, ResSDN])
 def test_one_layer_hears_the_whole_map(kind, size):
-    layer = kind(3, 2, 4, kernel_size=1, padding=0).double()     # 1x1 convolutions carry nothing from place to place
+    layer = kind(3, 2, n_features=4, kernel_size=1, padding=0).double()     # 1x1 convolutions carry nothing from place to place
     for i in range(size[0]):
         for j in range(size[1]): assert len(reach(layer, i, j, *size))==size[0]*size[1], (i,j)
 
 @pytest.mark.parametrize('kind,keys', [(SDNLayer, SDN_KEYS), (ResSDN, [*('sdn.'+k for k in SDN_KEYS), 'conv.weight', 'conv.bias'])])
 @pytest.mark.parametrize('upsample', [False, True])
 def test_keys_and_shapes(kind, keys, upsample):
-    layer = kind(3, 5, 8, kernel_size=4, stride=2, upsample=upsample)
+    layer = kind(3, 5, n_features=8, kernel_size=4, stride=2, upsample=upsample)
     state = {k.removeprefix('sdn.'): tuple(v.shape) for k,v in layer.state_dict().items()}
     assert list(layer.state_dict())==keys
     assert state['project_in.weight']==((3,8,4,4) if upsample else (8,3,4,4)) and state['project_out.weight'][1:]==(8,1,1)
@@ -87,7 +88,7 @@ def by_hand(x, state, directions, stride, upsample):
 @pytest.mark.parametrize('kw', [{}, dict(kernel_size=4, stride=2), dict(kernel_size=4, stride=2, upsample=True)], ids=['same','halve','double'])
 @pytest.mark.parametrize('kind', [SDNLayer, ResSDN])
 def test_value_and_every_gradient(kind, kw, directions):
-    layer,x = kind(2, 3, 3, directions, **kw).double(),torch.randn(2, 2, 4, 6, requires_grad=True, **double)
+    layer,x = kind(2, 3, n_features=3, directions=directions, **kw).double(),torch.randn(2, 2, 4, 6, requires_grad=True, **double)
     dirs = (directions,) if isinstance(directions, str) else directions
     ours,theirs = layer(x),by_hand(x, dict(layer.named_parameters()), dirs, kw.get('stride', 1), kw.get('upsample', False))
     assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
@@ -95,13 +96,13 @@ def test_value_and_every_gradient(kind, kw, directions):
     for a,b in zip(*(torch.autograd.grad((y*weight).sum(), leaves) for y in (ours,theirs))): assert_close(a, b, rtol=1e-9, atol=1e-11)
 
 def test_images_of_a_batch_and_their_memory_layout_do_not_matter():
-    layer,x = ResSDN(3, 4, 5).double(),torch.randn(4, 3, 5, 6, **double)
+    layer,x = ResSDN(3, 4, n_features=5).double(),torch.randn(4, 3, 5, 6, **double)
     for other in torch.cat([layer(v[None]) for v in x]), layer(x.to(memory_format=torch.channels_last)), layer(x.mT.contiguous().mT): assert_close(other, layer(x))
 
 def test_copies_are_equal_and_independent(tmp_path):
-    layer,x = ResSDN(3, 4, 5, kernel_size=4, stride=2, upsample=True),torch.randn(2, 3, 4, 5)
+    layer,x = ResSDN(3, 4, n_features=5, kernel_size=4, stride=2, upsample=True),torch.randn(2, 3, 4, 5)
     save_file(layer.state_dict(), tmp_path/'layer.safetensors')
-    loaded = ResSDN(3, 4, 5, kernel_size=4, stride=2, upsample=True)
+    loaded = ResSDN(3, 4, n_features=5, kernel_size=4, stride=2, upsample=True)
     loaded.load_state_dict(load_file(tmp_path/'layer.safetensors'))
     before = layer(x)
     for other in loaded, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)):
@@ -118,7 +119,7 @@ def test_compiles_once_by_default():
     "By PyTorch's own compiler, for batches of every number; outputs and gradients as without it"
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend('inductor')
-    layer = ResSDN(3, 5, 8)
+    layer = ResSDN(3, 5, n_features=8)
     compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=counter)
     for B in (2,5,3):
         x = torch.randn(B, 3, 9, 8)
@@ -153,3 +154,73 @@ def test_names_refused(layers, name):
 @pytest.mark.parametrize('factory', [None, 'ResSDN', 3], ids=str)
 def test_factories_refused(layers, factory):
     with pytest.raises(ValueError, match='`factory` must be a class or a function'): register_layer('mine', factory)
+
+# arguments of a convolution
+
+@pytest.mark.parametrize('kind', [SDNLayer,ResSDN])
+def test_the_number_of_features_is_named(kind):
+    "A third number would read like a kernel"
+    for wrong in ((3,), (7,), ((3,3),), (12,3), (12,DIRECTIONS)):
+        with pytest.raises(TypeError, match=f'{kind.__name__}: `n_features` must be given by name.*write n_features='): kind(8, 16, *wrong)
+    with pytest.raises(TypeError, match='`n_features` must be given by name'): kind(8, 16, 12, n_features=3)
+    with pytest.raises(TypeError, match='`n_features` must be given by name'): kind(8, 16, kernel_size=3)
+    assert kind(8, 16, n_features=3)(torch.randn(1,8,4,5)).shape==(1,16,4,5)
+    assert list(kind(8, 16, 12).state_dict())==list(kind(8, 16, n_features=12).state_dict())
+
+CONV = [dict(dilation=2, padding=2), dict(bias=False), dict(padding_mode='reflect'), dict(kernel_size=5, padding=2, padding_mode='circular'),
+        dict(dilation=2, stride=2, bias=False, padding_mode='replicate'), dict(kernel_size=4, stride=2, upsample=True, dilation=2, bias=False)]
+
+@pytest.mark.parametrize('kw', CONV, ids=lambda kw: '-'.join(f'{k}={v}' for k,v in kw.items()))
+def test_arguments_of_a_convolution(kw):
+    "Reach every convolution, and mean there what they mean to PyTorch's"
+    layer,x = ResSDN(3, 4, n_features=5, **kw).double(),torch.randn(2,3,9,8,**double)
+    kind = torch.nn.ConvTranspose2d if kw.get('upsample') else torch.nn.Conv2d
+    plain = dict(kernel_size=3, padding=1)|{k: v for k,v in kw.items() if k!='upsample'}
+    for ours,out in ((layer.conv,4), (layer.sdn.project_in,5)):
+        theirs = kind(3, out, **plain).double()
+        theirs.load_state_dict(ours.state_dict())
+        assert_close(ours(x), theirs(x))
+    assert (layer.sdn.project_out.bias is None)==('bias' in kw) and layer.sdn.correction[0].bias_ih is not None
+    assert layer(x).shape==layer.conv(x).shape
+
+def test_a_transposed_convolution_pads_with_zeros_only():
+    with pytest.raises(ValueError, match='padding mode'): ResSDN(3, 4, n_features=5, kernel_size=4, stride=2, upsample=True, padding_mode='reflect')
+
+# memory against time
+
+def kept(layer, x):
+    seen = {}
+    def note(t): seen[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes(); return t
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t): layer(x)
+    return sum(seen.values())
+
+def test_recompute_is_handed_on(monkeypatch):
+    "To every sweep; None goes by the size of the map; outputs and gradients are the same"
+    x = torch.randn(2,3,20,24)
+    def make(recompute): torch.manual_seed(1); return ResSDN(3, 4, n_features=8, recompute=recompute)
+    keep,again,auto = (make(r) for r in (False,True,None))
+    assert kept(again, x)<.6*kept(keep, x)
+    assert kept(auto, x)==kept(keep, x)
+    gates = 4*4*2*8*20*24                                # four maps in single precision, in bytes
+    for most,like in ((gates,again), (gates+1,keep)):
+        monkeypatch.setattr(op, 'MUCH_MEMORY', most)
+        assert kept(auto, x)==kept(like, x)
+        assert_close(auto(x), keep(x))
+        for a,b in zip(*(torch.autograd.grad(l(x).square().sum(), list(l.parameters())) for l in (auto,keep))): assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+# weights of a wrapped model
+
+@pytest.mark.parametrize('prefix', ['module.','_orig_mod.','module._orig_mod.'])
+def test_weights_of_a_wrapped_model(prefix, tmp_path):
+    "As DataParallel, DistributedDataParallel and torch.compile save them"
+    cfg = VAEConfig((8,8), channels=1, levels=17, depth=2, downsample=(1,), h=6, z=2, features=4, mix=2)
+    model,other = SDNVAE(cfg),SDNVAE(cfg)
+    wrapped = {prefix+k: v for k,v in model.state_dict().items()}
+    other.load_state_dict(wrapped)
+    assert list(wrapped)[0].startswith(prefix)           # the caller's own is left as it is
+    model.save_pretrained(tmp_path)
+    save_file({k: v.contiguous() for k,v in wrapped.items()}, tmp_path/'model.safetensors')
+    for same in other,SDNVAE.from_pretrained(tmp_path):
+        for (n,p),(m,q) in zip(model.state_dict().items(), same.state_dict().items()): assert n==m and torch.equal(p, q)
+    wrapped['odd'] = wrapped.popitem()[1]
+    with pytest.raises(RuntimeError, match='Missing key'): SDNVAE(cfg).load_state_dict(wrapped)

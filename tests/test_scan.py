@@ -198,10 +198,20 @@ def test_published_is_a_sound_peer():
     agree(run(published,x,params), run(scan_reference,x,params), 1e-12)
 
 @pytest.mark.parametrize('recompute', [False,True], ids=['keep','recompute'])
-def test_double_backward_says_so(recompute):
+def test_double_backward(recompute):
+    "More of it in test_transforms.py"
+    x,params = torch.randn(2,3,8,9,requires_grad=True,dtype=torch.float64),cell(3,torch.float64)
+    both = []
+    for f in (lambda *a: scan(*a, recompute=recompute), scan_reference):
+        g, = torch.autograd.grad(f(x,*params).square().sum(), x, create_graph=True)
+        both.append(torch.autograd.grad(g.sum(), [x,*params]))
+    for a,b in zip(*both): assert_close(a, b)
+
+def test_the_way_back_by_itself_has_no_derivative_and_says_so():
     x,params = torch.randn(2,3,8,9,requires_grad=True),cell(3)
-    g, = torch.autograd.grad(scan(x,*params,recompute=recompute).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match='scan_reference'): g.sum().backward()
+    y,*saved = torch.ops.sdn_nb.scan(x,*params,'right',True,'torch')
+    g,*_ = torch.ops.sdn_nb.scan_backward(torch.ones_like(y).requires_grad_(), x, y, *saved, *params, 'right', 'torch')
+    with pytest.raises(RuntimeError, match='scan with create_graph=True, or scan_reference'): g.sum().backward()
 
 def test_unknown_backend():
     with pytest.raises(ValueError, match="one of .*'torch'.* got 'abacus'"): scan(torch.randn(1,3,8,9),*cell(3),backend='abacus')

@@ -6,7 +6,7 @@
 __all__ = ['FLAGS', 'compiler', 'missing_compiler', 'load_library', 'n_threads']
 
 # %% ../../nbs/engine/compiled.ipynb #c0a10004
-import ctypes,hashlib,os,shutil,stat,subprocess,tempfile,time,warnings
+import ctypes,hashlib,os,shutil,stat,subprocess,sys,tempfile,time,warnings
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -28,7 +28,7 @@ _find_once = cache(compiler)
 def missing_compiler(
 )->str: # None if there is a compiler, else how to get one
     "Why nothing can be compiled here; looks once a process, and compiles nothing"
-    if os.name!='posix': return "the sweep in C++ is for Linux: use backend='torch'"
+    if sys.platform!='linux': return "the sweep in C++ is for Linux: use backend='torch'"
     if _find_once() is not None: return None
     return (
         'there is no C++ compiler: install GCC (on Debian and Ubuntu: apt install g++), '
