@@ -122,6 +122,7 @@ def _judge(learn, run, temperature):
     elbo = elbo_bpd(model, dls.valid)
     figures = dict(elbo_bpd=elbo, histogram_bpd=histogram_bpd(training_images, dls.valid, info.levels))
     write_evaluation(run, figures)
+    SDNVAE.write_card(run)
     return figures
 
 # %% ../nbs/12_commands.ipynb #efd7be05
@@ -282,18 +283,23 @@ def _check_numbers(name, seed, **counts):
     if not 0<=seed<2**63: raise ValueError(f"{name}: --seed must be from 0 to 2**63-1, got {seed}.")
 
 # %% ../nbs/12_commands.ipynb #9fe37039
+def _record(folder, *what):
+    "Into evaluation.json, and from there into the model's card"
+    record(folder, *what)
+    SDNVAE.write_card(folder)
+
 def _evaluate(folder, kept, samples, split, seed, bs, device, path):
     "Print the ELBO and, with `samples`, the importance-weighted likelihood; record what is to be `kept`"
     model = SDNVAE.from_pretrained(folder, device)
     dl,batch,identity = _judged_by(folder, split, device, path)
     elbo = elbo_estimate(model, dl, seed)
-    if kept: record(folder, split, 'elbo', elbo, seed)
+    if kept: _record(folder, split, 'elbo', elbo, seed)
     images = f"{dict(valid='validation', test='test')[split]} images"
     print(f"{images:24}{elbo.n}\n{'ELBO':24}{elbo}", flush=True)
     if not samples: return
     finished = folder/PRICES.format(split=split, samples=samples, seed=seed) if kept else None
     iw = iw_bpd(model, dl, samples, seed, bs or 8*batch, finished, identity)
-    if kept: record(folder, split, f'iw_{samples}', iw, seed)
+    if kept: _record(folder, split, f'iw_{samples}', iw, seed)
     print(f"{'importance-weighted':24}{iw}, {samples} samples")
 
 # %% ../nbs/12_commands.ipynb #6e8cc59d

@@ -152,7 +152,9 @@ def plain_hub_errors(
         status = getattr(getattr(e, 'response', None), 'status_code', None)
         if isinstance(e, errors.LocalTokenNotFoundError) or status in (401,403):
             raise PermissionError(f"the hub does not let you write to {name} ({why}): {login} write to it.") from e
-        raise ConnectionError(f"{name} could not be had from, or sent to, the hub at {hub_endpoint()} ({why}).") from e
+        raise ConnectionError(
+            f"{name} could not be had from, or sent to, the hub at {hub_endpoint()} ({why})."
+            " If a folder is meant, there is none of that name here.") from e
 
 def hub_endpoint()->str:
     "Where the hub is: HF_ENDPOINT, as it was when its library was imported"

@@ -231,15 +231,15 @@ def killed(work, n, function='os.replace'):
     pngs(work/'grey')
     assert run(work, 'sdn_train', 'grey', *quick, '--out', 'a', trip=(function, n, signal.SIGKILL))[0]==-signal.SIGKILL
 
-@pytest.mark.parametrize('n', [0, 1, 3])
+@pytest.mark.parametrize('n', [0, 1, 3, 4])
 def test_killed_while_the_first_epoch_is_written(work, whole, n):
     killed(work, n)
     trained(work, 'grey', *quick, '--overwrite', '--out', 'a')
     assert weights(work/'a')==weights(whole/'a') and history(work/'a')==history(whole/'a')
 
-@pytest.mark.parametrize('function,n', [('os.replace',4), ('torch.serialization._save',1), ('os.replace',7), ('os.replace',9)])
+@pytest.mark.parametrize('function,n', [('os.replace',5), ('torch.serialization._save',1), ('os.replace',9), ('os.replace',11)])
 def test_killed_while_a_later_file_is_written(work, whole, function, n):
-    "Epoch 2 renames files 4 to 7, its checkpoint the last; the pictures and the evaluation are 8 to 11. _save is where torch.save has opened its file"
+    "Epoch 2 renames files 5 to 9, its checkpoint the last; the pictures and the evaluation come after them. _save is where torch.save has opened its file"
     killed(work, n, function)
     trained(work, '--resume', '--out', 'a')
     assert weights(work/'a')==weights(whole/'a') and history(work/'a')==history(whole/'a') and FILES <= {p.name for p in (work/'a').iterdir()}

@@ -134,7 +134,7 @@ def test_damaged_runs_are_refused_by_name(two, tmp_path, file, text, words):
     with pytest.raises(SystemExit, match=f'^error: .*({words})') as e: sdn_compare.main([*map(str, two), '--out', str(tmp_path/'page')])
     assert str(two[1]) in str(e.value) and '\n' not in str(e.value) and not (tmp_path/'page').exists()
 
-@pytest.mark.parametrize('names,words', [(['digits'], 'at least two runs'), (['digits','digits'], 'named twice'), (['digits','no/such'], "no folder 'no/such'")])
+@pytest.mark.parametrize('names,words', [(['digits'], 'at least two runs'), (['digits','digits'], 'named twice'), (['digits','no-such'], "no folder 'no-such'")])
 def test_refused(names, words, tmp_path):
     with pytest.raises(SystemExit, match=words): sdn_compare.main([*names, '--out', str(tmp_path)])
 
