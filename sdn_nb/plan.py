@@ -59,7 +59,7 @@ def own_recipe(
 )->tuple:             # name of a preset, and a dict of settings: bs, lr, ema, steps
     "How images are trained that no preset was made for"
     bs = next((b for b in (32,16) if n_train>=16*b), min(8, n_train))
-    if device=='cpu': return 'photos',dict(bs=bs, lr=4e-3, ema=.998, steps=STEPS['cpu'])
+    if device=='cpu': return 'photos',dict(bs=bs, lr=8e-3, ema=.998, steps=STEPS['cpu'])
     return 'home32',dict(bs=bs, lr=2e-3, ema=.998, steps=STEPS['cuda'])
 
 # %% ../nbs/engine/plan.ipynb #c0ce6ac1

@@ -11,7 +11,7 @@ from sdn_nb.plan import steps_in
 from sdn_nb.training import vae_learner
 from sdn_nb.vae import SDNVAE,preset_config
 
-RUNS = '8:8e-3:50,200,800','8:4e-3:50,200,800,2000','32:2e-3:50,200,400'
+RUNS = '8:8e-3:50,200,800','8:4e-3:50,200,800,2000','32:2e-3:50,200'
 root = Path(__file__).resolve().parent.parent
 
 def images(bs, repeat=1):
