@@ -182,8 +182,8 @@ def draw_curves(
     axs = fig.subplots(2, 2).flat
     for i,r in enumerate(runs):
         if (h := r.history) is None: continue
-        def line(ax, column, scale=1., x=h.index, **kw):
-            if column in h: ax.plot(x, h[column]*scale, c=f'C{i}', marker='.' if len(h)<20 else '', **kw)
+        def line(ax, column, scale=1., x=h.index, h=h, colour=f'C{i}', **kw):
+            if column in h: ax.plot(x, h[column]*scale, c=colour, marker='.' if len(h)<20 else '', **kw)
         (height,width),channels = r.config['model'].get('image_size', (1,1)),r.config['model'].get('channels', 1)
         line(axs[0], 'bpd', label=r.name)
         line(axs[0], 'train_loss', 1/(height*width*channels*math.log(2)), ls='--', lw=1)
