@@ -57,8 +57,9 @@ def _open(settings, data):
         warnings.simplefilter('always')
         sets,info = run_images(settings, data)
     for w in told:
-        if issubclass(w.category, DamagedFileWarning): print(f'note    {w.message}')
-        else: warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
+        if not issubclass(w.category, DamagedFileWarning):
+            warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
+        elif not rank_distrib(): print(f'note    {w.message}')
     return sets,info
 
 def _build(settings, data, run):
@@ -109,7 +110,9 @@ def _chosen_epochs(settings, learn):
         def finished():
             step()
             if device.type=='cuda': torch.cuda.synchronize(device)
-        return epochs_in(settings.hours, time_step(finished), learn.dls.info, settings.bs, settings.repeat)
+        epochs = [epochs_in(settings.hours, time_step(finished), learn.dls.info, settings.bs, settings.repeat)]
+    if num_distrib()>1: torch.distributed.broadcast_object_list(epochs, 0) # the first process's
+    return epochs[0]
 
 # %% ../nbs/12_commands.ipynb #027ff232
 def _judge(learn, run, temperature):
@@ -253,6 +256,10 @@ def sdn_train(
         if fp16 or bf16: given['precision'] = 'fp16' if fp16 else 'bf16'
         if set: given['changes'] = read_changes(set)
         if images is not None:
+            if num_distrib()>1:
+                raise ValueError(
+                    "sdn_train: several processes can't share images that are in Python. Write them to a file of arrays"
+                    " first, np.savez('images.npz', train=...), and give its name.")
             images = as_parts(images)
             given['dataset'] = str(run.resolve()/_name_images(images))
         all_settings,data = begin(run, resume, overwrite, **given)

@@ -68,8 +68,8 @@ def steps_in(
     bs:int,        # images in a batch
     repeat:int=1,  # passes over the images in an epoch
 )->int:            # batches of an epoch; the last, incomplete one is dropped unless it is the only one
-    "Length of an epoch"
-    return max(1, info.n_train*repeat//bs)
+    "Length of an epoch; several processes share it"
+    return max(1, info.n_train*repeat//(bs*max(1, num_distrib())))
 
 def fit_settings(
     settings:Settings, # of a new run
