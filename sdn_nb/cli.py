@@ -15,7 +15,9 @@ import numpy as np
 import torch,sdn_nb
 from .saving import CONFIG, WEIGHTS, atomic, model_folder, shipped
 from .saving import read_config as read_model_config
-from .vae import PRESETS, RECIPES, SDNVAE, VAEConfig, change_fields, preset_config, preset_recipe
+from .vae import PRESETS, RECIPES, SDNVAE, VAEConfig, change_fields
+from .vae import is_preset_file, preset_config, preset_recipe
+from .sources import is_array_file
 from .data import DATASETS, DamagedFileWarning, as_parts, make_dls
 from .threads import COUNTED, choose_threads, computing_with, threads_note
 from .runs import IMAGES, PICTURES, SAMPLES, RECONSTRUCTIONS, TENSORBOARD, PRICES, DRAWN, Settings
@@ -45,6 +47,7 @@ def _run_config(settings, info):
 def _begin_from(model, name):
     "Take the weights of another model as far as they fit, and tell"
     left = model.load_what_fits(SDNVAE.from_pretrained(name))
+    if rank_distrib(): return
     n = len(model.state_dict())
     modules = dict.fromkeys('.'.join(name.split('.')[:2 if name.startswith('blocks') else 1]) for name in left)
     but = f"; not those of {', '.join(modules)}" if left else ''
@@ -72,7 +75,7 @@ def _build(settings, data, run):
     cfg = _run_config(settings, info) if data is None else read_model_config(run/CONFIG, VAEConfig)
     model = SDNVAE(cfg)
     model.recompute = settings.recompute
-    if data is None and settings.init and not rank_distrib(): _begin_from(model, settings.init)
+    if data is None and settings.init: _begin_from(model, settings.init)
     one_gpu = device.type=='cuda' and num_distrib()<=1
     recordable = one_gpu and settings.accumulate==1 and not settings.recompute # as CUDA graphs
     return settings,distribute(vae_learner(
@@ -250,7 +253,9 @@ def sdn_train(
     images,name = given.get('dataset'),'images'
     if images is None or isinstance(images, (str,os.PathLike)):
         images,name = None,images or given.get('preset') or 'digits'
-    run = Path(out or f'runs/{Path(name).expanduser().resolve().stem}').expanduser()
+    whole = Path(name).expanduser().resolve()
+    called = whole.stem if is_array_file(whole) or is_preset_file(whole) else whole.name
+    run = Path(out or f'runs/{called}').expanduser()
     with plain_errors(run):
         if fp16 and bf16: raise ValueError("sdn_train: --fp16 and --bf16 exclude each other; choose one.")
         if fp16 or bf16: given['precision'] = 'fp16' if fp16 else 'bf16'

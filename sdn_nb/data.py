@@ -38,7 +38,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from torchvision.utils import make_grid
 
 from .shapes import Shapes3D, Shapes3DFile, DSpritesFile
-from .sources import as_levels, is_array_file, read_array_file
+from .sources import as_levels, eight_bits, is_array_file, is_grey, read_array_file
 from .formats import read_cifar10, read_fashion_mnist, read_imagenet32
 
 # %% ../nbs/06_data.ipynb #beae1c58
@@ -289,8 +289,6 @@ def _imagenet32(seed, flip, path):
     return _published('imagenet32', flip is None or flip, train, test, version, 'validation')
 
 # %% ../nbs/06_data.ipynb #87b668fd
-def _is_grey(mode): return mode in ('1','L','LA','La') or mode.startswith('I;16')
-
 def _upright(file):
     "The picture in a file, or in its bytes, decoded to its end and turned as viewers show it"
     with Image.open(file) as im:
@@ -301,8 +299,7 @@ def _upright(file):
 
 def _levels_of(picture, mode, hw):
     "Levels of a picture, resized to `hw` and its centre cropped, `(C, H, W)` uint8"
-    if picture.mode.startswith('I;16'): picture = Image.fromarray((np.asarray(picture)>>8).astype(np.uint8))
-    return pil_to_tensor(ImageOps.fit(picture.convert(mode), (hw[1],hw[0])))
+    return pil_to_tensor(ImageOps.fit(eight_bits(picture).convert(mode), (hw[1],hw[0])))
 
 # %% ../nbs/06_data.ipynb #50b83bdd
 @dataclass
@@ -320,7 +317,7 @@ def _examine(file, hw=None):
     try:
         data = file.read_bytes()
         picture = _upright(BytesIO(data))
-        grey,size = _is_grey(picture.mode),picture.size[::-1]
+        grey,size = is_grey(picture.mode),picture.size[::-1]
         levels = _levels_of(picture, 'L' if grey else 'RGB', hw or size)
         return _Picture(file, grey, size, sha256(data).hexdigest(), levels)
     except Exception as e: return _Picture(file, why=str(e) or type(e).__name__)

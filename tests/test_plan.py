@@ -183,6 +183,10 @@ def test_images_in_python(here):
     assert read_run(here/'r')[1]['n_train']==36 and len(now := list((here/'r').glob('images_*.npz')))==1 and now!=old
     sdn_eval('r')
 
+def test_folders_with_a_dot_keep_their_names(here):
+    for name in ('v1.0','v1.1'): trained(str(pictures(here/name, 12)))
+    assert {p.name for p in (here/'runs').iterdir()}=={'v1.0','v1.1'}
+
 def test_steps_and_passes(here):
     pictures(here/'mine'); trained('mine', epochs=None, steps=120, out='r')
     s,_ = read_run(here/'r')

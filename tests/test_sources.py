@@ -45,6 +45,11 @@ def test_parts():
 def test_refused_by_name(source, words):
     with pytest.raises((ValueError,TypeError), match=words): opened(source)
 
+def test_sixteen_bits_keep_their_upper_half():
+    deep = grey.astype(np.uint16)*256+7
+    assert np.array_equal(as_levels([Image.fromarray(a) for a in deep]), grey[:,None])
+    with pytest.raises(ValueError, match='whole numbers from'): as_levels([Image.fromarray(a.astype(np.int32)*300) for a in grey])
+
 def test_other_levels_come_through_image_sets():
     dls = opened(image_sets('mine', grey[:,None]//16, levels=16))
     assert isinstance(dls.info, DataInfo) and dls.info.levels==16 and dls.one_batch()[0].max()<=1
