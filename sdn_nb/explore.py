@@ -23,6 +23,7 @@ from torchvision.utils import make_grid
 from .saving import WEIGHTS, atomic, model_folder, shipped
 from .vae import SDNVAE, VAEConfig
 from .runs import read_config, read_settings, run_dls
+from .commands import USED
 from .evaluation import at_rest
 from .analysis import prior_samples
 from fastcore.basics import patch
@@ -587,7 +588,8 @@ TEMPLATE = """{% extends 'voila/templates/lab/index.html.j2' %}
 def _write_page(folder, models, pictures):
     "The notebook that is the page, and the template that it is shown by"
     listed = {name: str(path.absolute()) for name,path in models.items()}
-    code = f'from sdn_nb.explore import explore_models\nexplore_models({listed!r}, {str(pictures)!r})'
+    code = 'from sdn_nb.commands import use\nfrom sdn_nb.explore import explore_models\n'
+    code += ''.join(f'use({str(file)!r})\n' for file in USED) + f'explore_models({listed!r}, {str(pictures)!r})'
     cell = dict(cell_type='code', execution_count=None, metadata={}, outputs=[], source=code)
     kernel = dict(name='python3', display_name='Python 3', language='python')
     metadata = dict(kernelspec=kernel, title='SDN explorer')

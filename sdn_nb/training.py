@@ -387,14 +387,31 @@ class EpochTable(ProgressCallback):
 # %% ../nbs/07_training.ipynb #034a0d46
 class VAELearner(Learner):
     "A fastai `Learner` for models that give a `VAEOutput`"
-    def to_detach(self, b, cpu=True, gather=True):
+    def to_detach(self,
+        b,                # what a model or a loader gave: a tensor, or a tuple, list or dict of them
+        cpu:bool=True,    # also to the processor's memory?
+        gather:bool=True, # also from all processes, where several train?
+    ):                    # the same without gradients, a `VAEOutput` as a tuple
+        "As fastai's, which would not open a `VAEOutput`"
         return super().to_detach(tuple(b) if isinstance(b, VAEOutput) else b, cpu, gather)
 
-    def to_fp16(self, **kwargs): return self.to_fp32().add_cb(Autocast('fp16', **kwargs))
-    def to_bf16(self): return self.to_fp32().add_cb(Autocast('bf16'))
+    def to_fp16(self,
+        **kwargs, # for `torch.amp.GradScaler`, such as init_scale
+    ):            # the learner
+        "Train in half precision from now on, the loss scaled (`Autocast`)"
+        return self.to_fp32().add_cb(Autocast('fp16', **kwargs))
 
-    def get_preds(self, *args, with_input=False, with_loss=False, **kwargs):
-        "As fastai's, the predictions being the `VAEOutput` of all images; the loss of one is minus its ELBO, in nats"
+    def to_bf16(self): # the learner
+        "Train in bfloat16 from now on (`Autocast`)"
+        return self.to_fp32().add_cb(Autocast('bf16'))
+
+    def get_preds(self,
+        *args,                 # as fastai's: ds_idx=1, dl=None
+        with_input:bool=False, # the images too, (N, C, H, W) in [-1, 1]?
+        with_loss:bool=False,  # minus the ELBO of each image too, (N,) in nats?
+        **kwargs,              # as fastai's
+    )->tuple:                  # images if asked for, the `VAEOutput` of all N images, targets, losses if asked for
+        "As fastai's, the predictions being a `VAEOutput`"
         found = list(super().get_preds(*args, with_input=with_input, **kwargs))
         at = int(with_input)
         if found[at] is not None: found[at] = VAEOutput(*found[at])

@@ -268,3 +268,25 @@ def test_resume_refuses_other_images(work):
 def test_a_run_is_not_put_among_its_images(work):
     pngs(work/'grey')
     refused(work/'grey', 'sdn_train', '.', *quick, '--size', 8, '--out', 'runs/grey', words=['lies in the folder of images', '--out'])
+
+def test_names_of_ones_own(work):
+    "A file that registers a layer and a data set is run before any command; a run's folder never runs it"
+    (work/'mine.py').write_text('''import numpy as np
+from sdn_nb.data import image_sets, register_dataset
+from sdn_nb.layers import ResSDN, register_layer
+def own(*args, **kwargs): return ResSDN(*args, **kwargs)
+register_layer('Own', own)
+register_dataset('stripes', lambda seed, flip, path: image_sets('stripes', np.arange(60*64, dtype=np.uint8).reshape(60, 1, 8, 8)))
+''')
+    use = '--use', 'mine.py'
+    trained(work, 'stripes', '--set', 'layer=Own', '--epochs', 1, '--sample_every', 0, *use)
+    assert json.loads((work/'runs/stripes/config.json').read_text())['model']['layer']=='Own'
+    for argv in ('sdn_eval','runs/stripes'), ('sdn_sample','runs/stripes','--n','2'), ('sdn_train','--resume','--out','runs/stripes','--epochs','2'):
+        code,_,err = run(work, *argv)
+        assert code==1 and re.search("'(Own|stripes)'", err) and len(err.strip().splitlines())==1, err
+        code,_,err = run(work, *argv, *use)
+        assert code==0, err
+    (work/'bad.py').write_text('1/0')
+    for file,words in ('none.py','No such file or directory: none.py'), ('runs','must be a Python file'), ('bad.py','ZeroDivisionError'):
+        code,_,err = run(work, 'sdn_train', 'digits', '--use', file)
+        assert code and words in err
