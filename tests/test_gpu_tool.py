@@ -79,7 +79,7 @@ def alive(pid):
     except (FileNotFoundError, ProcessLookupError): return False
 
 def test_asked_to_end_a_stage_writes_what_it_has(go, tmp_path):
-    go(stage('a', f'try: {hang}\nexcept KeyboardInterrupt: {leaves("a", 7)}', most=.03), minutes=.5)
+    go(stage('a', f'try: {hang}\nexcept KeyboardInterrupt: {leaves("a", 7)}'), minutes=.05)
     assert n(tmp_path/'out', 'a')==7
 
 def test_too_large_a_file_is_left_out(go, tmp_path, monkeypatch):

@@ -187,12 +187,13 @@ def test_folders_with_a_dot_keep_their_names(here):
     for name in ('v1.0','v1.1'): trained(str(pictures(here/name, 12)))
     assert {p.name for p in (here/'runs').iterdir()}=={'v1.0','v1.1'}
 
-def test_steps_and_passes(here):
-    pictures(here/'mine'); trained('mine', epochs=None, steps=120, out='r')
+def test_steps_and_passes(here, monkeypatch):
+    monkeypatch.setattr(plan, 'ROW', 10)
+    pictures(here/'mine'); trained('mine', epochs=None, steps=24, out='r')
     s,_ = read_run(here/'r')
-    assert (s.repeat, s.epochs)==(25, 2)                                               # 22 images, 2 batches a pass; 68 of 25
+    assert (s.repeat, s.epochs)==(5, 2)                                                # 22 images, 2 batches a pass; 13 of 5
     assert [int(r['epoch']) for r in csv.DictReader(open('r/history.csv'))]==[0,1]
-    sdn_train(resume=True, steps=200, out='r')
+    sdn_train(resume=True, steps=39, out='r')
     assert read_run(here/'r')[0].epochs==3
 
 def test_hours(here):
@@ -200,14 +201,15 @@ def test_hours(here):
     assert read_run(here/'r')[0].epochs>=1
     with pytest.raises(SystemExit, match='hours was'): sdn_train(resume=True, hours=1., out='r')
 
-def test_resumed_as_if_nothing_had_happened(here):
+def test_resumed_as_if_nothing_had_happened(here, monkeypatch):
     "Also where an epoch is several passes, and the preset of the name is another by now"
+    monkeypatch.setattr(plan, 'ROW', 10)
     pictures(here/'mine')
-    for out,steps in (('a',240), ('b',120)): trained('mine', epochs=None, steps=steps, out=out)
+    for out,steps in (('a',48), ('b',24)): trained('mine', epochs=None, steps=steps, out=out)
     before = PRESETS['digits']
     try:
         PRESETS['digits'] = replace(before, depth=7)
-        sdn_train(resume=True, steps=240, out='b')
+        sdn_train(resume=True, steps=48, out='b')
     finally: PRESETS['digits'] = before
     a,b = ((here/r/'config.json').read_text() for r in 'ab')
     assert json.loads(a)['model']==json.loads(b)['model'] and read_run(here/'a')[0].epochs==read_run(here/'b')[0].epochs

@@ -43,8 +43,8 @@ def test_dual_numbers():
 
 @pytest.mark.parametrize('kind', [SDNLayer,ResSDN])
 def test_tangents_of_a_layer(kind):
-    layer = kind(4, 5, n_features=6, kernel_size=4, stride=2).double()
-    x,v = torch.randn(2,2,4,8,10,**double)
+    layer = kind(3, 4, n_features=4, kernel_size=4, stride=2).double()
+    x,v = torch.randn(2,1,3,4,6,**double)
     got = jvp(layer, (x,), (v,))[1]
     assert_close(got, (layer(x+1e-6*v)-layer(x-1e-6*v))/2e-6, rtol=1e-4, atol=1e-7)
     assert_close(linearize(layer, x)[1](v), got)
