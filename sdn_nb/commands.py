@@ -42,7 +42,7 @@ def command(
             parser = argparse.ArgumentParser(f.__name__, description=f.__doc__, argument_default=argparse.SUPPRESS)
             for p in inspect.signature(f).parameters.values(): _add_option(parser, positional, p, texts[p.name] or '')
             parser.add_argument('--use', action='append', metavar='FILE.py', default=[],
-                help='run a Python file first, which registers layers, presets or data sets; may be given several times')
+                help='a Python file to run first, which registers layers, presets or data sets of your own')
             given = vars(parser.parse_args(argv))
             for file in given.pop('use'):
                 with plain_errors(): use(file)
