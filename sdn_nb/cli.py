@@ -21,7 +21,8 @@ from .sources import is_array_file
 from .data import DATASETS, DamagedFileWarning, as_parts, make_dls
 from .threads import COUNTED, choose_threads, computing_with, threads_note
 from .runs import IMAGES, PICTURES, SAMPLES, RECONSTRUCTIONS, TENSORBOARD, PRICES, DRAWN, Settings
-from .runs import begin, own_files, read_run, record, run_dls, run_images, write_evaluation
+from .runs import begin, check_folder, held, own_files, read_config, read_run, record, run_dls, run_identity
+from .runs import run_images, write_evaluation
 from .plan import TimeLeft, check_memory, describe_run, free_memory
 from .plan import epochs_in, fit_config, fit_settings, time_step
 from .commands import command, named_device, plain_errors
@@ -166,8 +167,10 @@ def train(
     old = [name for name in own_files(run) if name!=Path(settings.dataset).name] if overwrite else ()
     device = learn.dls.device
     versions = dict(sdn_nb=sdn_nb.__version__, torch=torch.__version__, fastai=fastai.__version__, device=str(device))
+    known = None if data is None else read_config(run).get('run')
+    identity = known or run_identity(settings, get_model(learn.model).config, learn.dls.info)
     folder = RunFolder(
-        run, replace=old, minutes=settings.minutes,
+        run, replace=old, minutes=settings.minutes, run=identity,
         data=asdict(learn.dls.info), training=asdict(settings), versions=versions)
     learn.add_cbs([folder, *_loggers(settings, run)])
     with computing_with(settings.threads):
@@ -267,9 +270,12 @@ def sdn_train(
                     " first, np.savez('images.npz', train=...), and give its name.")
             images = as_parts(images)
             given['dataset'] = str(run.resolve()/_name_images(images))
-        all_settings,data = begin(run, resume, overwrite, **given)
-        with _kept_with_run(images, Path(all_settings.dataset)):
-            figures = train(all_settings, run, overwrite, data, anyway)
+        if num_distrib()<=1: os.environ.pop('RANK', None)               # what an array of jobs calls by that name
+        check_folder(run, resume, overwrite)
+        with nullcontext() if rank_distrib() else held(run):
+            all_settings,data = begin(run, resume, overwrite, **given)
+            with _kept_with_run(images, Path(all_settings.dataset)):
+                figures = train(all_settings, run, overwrite, data, anyway)
     if not figures: return                                              # another process judges
     print(f"validation ELBO      {figures['elbo_bpd']:.3f} bits/dim")
     print(f"histogram per pixel  {figures['histogram_bpd']:.3f} bits/dim, fitted on the same training images")

@@ -97,21 +97,34 @@ def use(
     USED[path] = module
 
 # %% ../nbs/engine/command_line.ipynb #7f046a2b
+def _go_on(run):
+    "What to type to go on with a run"
+    more = ''.join(f' --use {shlex.quote(str(file))}' for file in USED)
+    return f'go on with: sdn_train --resume --out {shlex.quote(str(run))}{more}'
+
+def _words_of(e):
+    "What an OSError says, in one line that can be printed"
+    if not e.strerror: return str(e)
+    name = str(e.filename)
+    return f'{e.strerror}: {name if name.isprintable() else ascii(name)}'
+
 @contextmanager
 def plain_errors(
-    run=None, # folder of the run that a stop by hand interrupts, a Path; None for a command that is no training
+    run=None, # folder of the run that a stop by hand or a full disk interrupts, a Path; None if nothing is trained
 ):
     "Turn errors of input into one line and exit status 1"
+    def is_saved(): return run and (run/CHECKPOINT).exists()
     try: yield
-    except OSError as e: sys.exit(f'error: {e.strerror}: {e.filename}' if e.strerror else f'error: {e}')
+    except OSError as e:
+        is_full = e.errno in (errno.ENOSPC,errno.EDQUOT,errno.EFBIG)
+        more = f'. What was saved before is whole: make room and {_go_on(run)}' if is_full and is_saved() else ''
+        sys.exit(f'error: {_words_of(e)}{more}')
     except (ValueError,ImportError,MemoryError,FloatingPointError) as e:
         last = str(e).strip().splitlines()[-1]                          # a worker's or a callback's error comes wrapped
         sys.exit('error: '+last.strip().removeprefix('ValueError: '))
     except KeyboardInterrupt:
-        done = run and (run/CHECKPOINT).exists()
-        more = ''.join(f' --use {shlex.quote(str(file))}' for file in USED)
-        go_on = f'go on with: sdn_train --resume --out {shlex.quote(str(run))}{more}'
-        sys.exit(f'\nstopped; {go_on}' if done else '\nstopped before anything was saved')
+        sys.exit(f'\nstopped; {_go_on(run)}' if is_saved() else '\nstopped before anything was saved')
+
 
 # %% ../nbs/engine/command_line.ipynb #51c99ebe
 def named_device(

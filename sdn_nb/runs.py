@@ -4,16 +4,20 @@
 
 # %% auto #0
 __all__ = ['HISTORY', 'CHECKPOINT', 'EVALUATION', 'SAMPLES', 'RECONSTRUCTIONS', 'LEARNING_CURVE', 'PICTURES', 'FILES', 'IMAGES',
-           'EPOCH_SAMPLES', 'PRICES', 'TENSORBOARD', 'DRAWN', 'POSITIVE', 'AT_LEAST_1', 'ZERO_OR_MORE', 'is_ours',
-           'own_files', 'setting', 'Settings', 'is_own', 'resumed', 'read_config', 'read_settings', 'read_run',
-           'check_images', 'run_images', 'run_dls', 'check_folder', 'check_apart', 'check_name', 'begin',
-           'write_evaluation', 'record']
+           'EPOCH_SAMPLES', 'PRICES', 'TENSORBOARD', 'LOCK', 'DRAWN', 'POSITIVE', 'AT_LEAST_1', 'ZERO_OR_MORE', 'BEAT',
+           'SILENCE', 'is_ours', 'own_files', 'setting', 'Settings', 'is_own', 'resumed', 'read_config',
+           'read_settings', 'read_run', 'check_images', 'run_images', 'run_dls', 'run_identity', 'check_folder', 'held',
+           'check_apart', 'check_name', 'begin', 'write_evaluation', 'record']
 
 # %% ../nbs/engine/runs.ipynb #475cba12
-import json,re
+import json,os,platform,re,time
+from contextlib import contextmanager,suppress
 from dataclasses import asdict,dataclass,field,fields,replace
+from hashlib import sha256
 from pathlib import Path
-from .saving import CONFIG, TEMPORARY, WEIGHTS, atomic
+from threading import Event,Thread
+import psutil
+from .saving import CONFIG, TEMPORARY, WEIGHTS, atomic, read_json
 from .vae import PRESETS, preset_recipe
 from .data import DataInfo, open_images, make_dls, DATASETS
 from fastai.data.transforms import image_extensions
@@ -33,6 +37,7 @@ IMAGES = 'images_{digest}.npz'                     # of a run on images that wer
 EPOCH_SAMPLES = 'samples_epoch_{epoch:03d}.png'    # pictures that are drawn while it trains
 PRICES = 'iw_{split}_k{samples}_seed{seed}.jsonl'  # what sdn_eval has finished
 TENSORBOARD = 'tensorboard'                        # folder of curves
+LOCK = '.lock'                                     # says which process writes into the folder
 DRAWN = 'samples_n{n}_t{temperature:g}_seed{seed}.png' # what sdn_sample draws; not removed with the run
 
 # %% ../nbs/engine/runs.ipynb #8f2d2c95
@@ -48,14 +53,14 @@ def is_ours(
     "Tell the files of a run from those that somebody else has put beside them"
     before,after = TEMPORARY.split('{name}')
     if name.startswith(before) and name.endswith(after): name = name[len(before):-len(after)]
-    return name in FILES or any(re.fullmatch(_names_from(t), name) for t in (EPOCH_SAMPLES,PRICES,IMAGES))
+    return name in (*FILES,LOCK) or any(re.fullmatch(_names_from(t), name) for t in (EPOCH_SAMPLES,PRICES,IMAGES))
 
 # %% ../nbs/engine/runs.ipynb #a06867b4
 def own_files(
     run:Path, # the run's folder
 )->tuple:     # their names relative to the folder, curves for TensorBoard included
-    "The files of a run that are there"
-    files = [*(p for p in run.glob('*') if is_ours(p.name)), *run.glob(f'{TENSORBOARD}/events.out.*')]
+    "The files of a run that are there, but for the lock"
+    files = [*(p for p in run.glob('*') if is_ours(p.name) and p.name!=LOCK), *run.glob(f'{TENSORBOARD}/events.out.*')]
     return tuple(p.relative_to(run).as_posix() for p in files)
 
 # %% ../nbs/engine/runs.ipynb #acdf8959
@@ -176,7 +181,7 @@ def read_config(
     run:Path, # folder of a run, or of a saved model
 )->dict:      # its sections, of which every model has `model`, and a run of sdn_train `data`, `training` and `versions`
     "Read config.json; raises `OSError` or `ValueError` where there is none that can be read"
-    return json.loads((run/CONFIG).read_text())
+    return read_json(run/CONFIG)
 
 # %% ../nbs/engine/runs.ipynb #e2a7738b
 def read_settings(
@@ -238,6 +243,17 @@ def run_dls(
     "The images of a run in batches; raises as `run_images` does"
     return make_dls(*run_images(settings, data, path), seed=settings.seed, **kwargs)
 
+# %% ../nbs/engine/runs.ipynb #73538a02
+def run_identity(
+    settings:Settings, # settings of the run
+    config,            # definition of its model, a dataclass
+    info:DataInfo,     # its images
+)->str:                # 16 hexadecimal digits
+    "What a run is known by: the same for the same images, model and settings, wherever they lie and however long it goes"
+    part = {f.name: getattr(settings, f.name) for f in fields(settings) if not f.metadata.get('free')}
+    what = dict(model=asdict(config), data=asdict(info), training=part | dict(dataset=None))
+    return sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
 # %% ../nbs/engine/runs.ipynb #974cecb9
 def check_folder(
     run:Path,       # the run's folder, which need not exist
@@ -252,7 +268,7 @@ def check_folder(
         " Name the run's folder with --out, or leave --resume out.")
     there = next(p for p in (run,*run.absolute().parents) if p.exists())
     if not there.is_dir(): raise FileExistsError(f"sdn_train: {there} exists and is not a run but a file. {elsewhere}")
-    if resume or there!=run or not any(run.iterdir()): return
+    if resume or there!=run or _is_free(run): return
     if not _is_run(run): raise FileExistsError(f"sdn_train: {run} exists and is not a run. {elsewhere}")
     if not overwrite: raise FileExistsError(
         f"sdn_train: {run} holds a run already."
@@ -262,6 +278,68 @@ def check_folder(
 def _is_run(folder):
     "Whether a folder holds a run, or only what a killed one may have left"
     return (folder/CONFIG).exists() or all(is_ours(p.name) or p.name==TENSORBOARD for p in folder.iterdir())
+
+def _is_free(folder):
+    "Whether a folder holds nothing but what a run leaves that was killed before it had saved a weight"
+    def is_left(name): return is_ours(name) and name not in {*FILES}-{CONFIG} and not name.startswith(('iw_','samples_'))
+    return all(is_left(p.name) for p in folder.iterdir())
+
+
+# %% ../nbs/engine/runs.ipynb #d0c40742
+BEAT,SILENCE = 30,600 # seconds between two signs of life, and without one until a process elsewhere counts as dead
+
+def _is_alive(owner, lock):
+    "Whether the process that a lock names is still there"
+    if owner.get('host')!=platform.node(): return time.time()-lock.stat().st_mtime<SILENCE
+    try:
+        process = psutil.Process(owner['process'])
+        return process.create_time()==owner['began'] and process.status()!=psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess: return False
+
+def _exclude_others(f):
+    "Wait until no other process has this open file to itself, where the system can do that"
+    with suppress(ImportError,OSError):
+        import fcntl
+        fcntl.flock(f, fcntl.LOCK_EX)
+
+# %% ../nbs/engine/runs.ipynb #8be11c7c
+def _take(lock):
+    "Write this process into a lock that is free or was left behind; ValueError where another process has it"
+    me = json.dumps(dict(host=platform.node(), process=os.getpid(), began=psutil.Process().create_time()))
+    with suppress(FileExistsError), open(lock, 'x') as f:
+        f.write(me)
+        return
+    with open(lock, 'r+') as f:
+        _exclude_others(f)
+        try: owner = json.loads(f.read())
+        except ValueError: owner = {}                                   # it is just being written
+        if _is_alive(owner, lock):
+            raise ValueError(
+                f"sdn_train: process {owner.get('process')} on {owner.get('host')} is writing into {lock.parent}. Wait"
+                f" for it, or choose another folder with --out. If there is no such process, remove {lock}.")
+        f.seek(0)
+        f.truncate()
+        f.write(me)
+
+@contextmanager
+def held(
+    run:Path, # the run's folder; it is made where it is missing, and removed again if nothing was written into it
+):
+    "Keep other processes out of a run's folder; raises `OSError` where it can't be written, `ValueError` where one is in"
+    made = [p for p in (run,*run.parents) if not p.exists()]
+    run.mkdir(parents=True, exist_ok=True)
+    lock,over = run/LOCK,Event()
+    def show_life():
+        while not over.wait(BEAT):
+            with suppress(OSError): os.utime(lock)
+    _take(lock)
+    Thread(target=show_life, daemon=True).start()
+    try: yield
+    finally:
+        over.set()
+        lock.unlink(missing_ok=True)
+        with suppress(OSError):
+            for folder in made: folder.rmdir()                          # of which the first that is not empty stays
 
 # %% ../nbs/engine/runs.ipynb #e93a2545
 def check_apart(
@@ -322,8 +400,9 @@ def record(
 ):
     "Put a figure into evaluation.json, and leave what else is there; raises `ValueError` where that is damaged"
     file,e = run/EVALUATION,estimate
-    try: figures = json.loads(file.read_text()) if file.exists() else {}
-    except ValueError as err: raise ValueError(f"sdn_eval: {file} is damaged ({err}). Remove it.") from err
-    figures.setdefault(split, {})[name] = dict(
-        bpd=e.bpd, stderr=e.stderr if e.n>1 else None, n=e.n, samples=e.samples, seed=seed)
+    try: figures = read_json(file) if file.exists() else {}
+    except ValueError as err: raise ValueError(f"sdn_eval: {err} Remove it.") from err
+    found = dict(bpd=e.bpd, stderr=e.stderr if e.n>1 else None, n=e.n, samples=e.samples, seed=seed)
+    before = figures.get(split)
+    figures[split] = (before if isinstance(before, dict) else {}) | {name: found}
     write_evaluation(run, figures)

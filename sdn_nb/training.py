@@ -9,16 +9,17 @@ __all__ = ['bpd', 'rate', 'distortion', 'block_rates', 'EMA', 'Guard', 'n_proces
 
 # %% ../nbs/07_training.ipynb #a163caf8
 import csv,math,random,re,time
-from contextlib import contextmanager,nullcontext
+from contextlib import ExitStack,contextmanager,nullcontext
 from functools import partial
 from pathlib import Path
+from zipfile import ZipFile
 import numpy as np
 import torch
 from torch import distributed,nn
 from torch.amp import GradScaler,autocast
 from torch.optim.swa_utils import AveragedModel
 from .scan import triton_sweep
-from .saving import WEIGHTS, atomic
+from .saving import CONFIG, TEMPORARY, WEIGHTS, atomic
 from .data import show_images
 from .layers import n_params
 from .vae import SDNVAE, VAEOutput, free_bits_loss, bits_per_dim, check_levels
@@ -541,9 +542,10 @@ class RunFolder(Callback):
         folder,               # where the run lives, made if missing
         replace:tuple=(),     # files of an older run to remove when this one is first saved; nothing is resumed then
         minutes:float=10.,    # time between two checkpoints in the middle of an epoch; 0 for every batch
-        **sections,           # JSON sections for config.json beside the model's
+        **sections,           # JSON sections for config.json beside the model's; `run`, an identity, goes into all files
     ):
-        self.folder,self.replace,self.minutes,self.sections = Path(folder),replace,minutes,sections
+        self.folder,self.replace = Path(folder).expanduser(),replace
+        self.minutes,self.sections = minutes,sections
         self.rows,self.start = [],0                                     # of the history; the epoch to begin with
         self.rates = AvgMetric(block_rates)
 
@@ -557,9 +559,16 @@ def before_fit(self:RunFolder):
         raise ValueError(
             f"RunFolder: the learner has no {' and no '.join(missing)}, and what they know is part of a run."
             " vae_learner makes a learner that has both EMA and Guard.")
+    if rank_distrib() and n_processes()==1:
+        raise ValueError(
+            f"RunFolder: RANK is {rank_distrib()} in the environment of a single process, and fastai would leave writing"
+            " to another. Unset RANK, or start several processes with WORLD_SIZE, as torchrun does.")
+    self.folder.mkdir(parents=True, exist_ok=True)                      # if it can't be, that is known now
     self.write_row,self.done,self.resumed = None,0,{}
     self.saved_at = time.monotonic()
-    if self.checkpoint.exists() and not self.replace: self.load()
+    if not self.checkpoint.exists() or self.replace: return
+    self.load()
+    if not rank_distrib(): self._write()                                # a process may have ended before it had renamed all
 
 # %% ../nbs/07_training.ipynb #3933592e
 @patch
@@ -646,39 +655,72 @@ def _state(self:RunFolder, done):
     scaler = learn.scaler.state_dict() if hasattr(learn, 'scaler') else None
     loader = self.loader if done else self.dls.train.rng.getstate()
     chance = dict(loader=loader, random=_gather(_random_state(model.top.device)))
-    return dict(format=2, **where, **told, **weights, **half_done, scaler=scaler, **chance)
+    return dict(format=2, run=self.sections.get('run'), **where, **told, **weights, **half_done, scaler=scaler, **chance)
 
 # %% ../nbs/07_training.ipynb #3ef48e3b
+def _write_checkpoint(state, file):
+    "torch.save, which hides an error of the disk, such as a full one, behind one of its own"
+    try:
+        with open(file, 'wb') as f: torch.save(state, f)
+    except RuntimeError as e:
+        if isinstance(e.__context__, OSError): raise e.__context__ from None
+        raise
+
+@patch
+def _write_history(self:RunFolder, file, n_blocks):
+    *names,took = self.recorder.metric_names
+    names += [f'kl_{i}' for i in range(n_blocks)]
+    with open(file, 'w', newline='') as f: csv.writer(f).writerows([[*names, took], *self.rows])
+
 @patch
 def save(self:RunFolder,
     done:int=0, # batches of the running epoch that are done; 0 when it is over
 ):
     "Write the four files"
-    state,average = self._state(done),self.learn.ema.average.module
+    state = self._state(done)
     self.saved_at = time.monotonic()
     if rank_distrib(): return
-    for f in self.replace: (self.folder/f).unlink(missing_ok=True)
+    self._write(state)
+    self.learn.ema.average.module.write_card(self.folder, evaluation={}) # what was measured was other weights
+
+@patch
+def _write(self:RunFolder, state=None):
+    """The four files, or weights and table alone; they are on the disk before the first takes its place, or an older
+    run's files go"""
+    average,folder,ours = self.learn.ema.average.module,self.folder,{HISTORY,WEIGHTS,CHECKPOINT,CONFIG}
+    made = average.as_files(**self.sections)
+    with ExitStack() as stack:                                          # which is left, and renames, from the last on
+        def new(name): return stack.enter_context(atomic(folder/name))
+        self._write_history(new(HISTORY), len(average.blocks))
+        new(WEIGHTS).write_bytes(made[WEIGHTS])
+        if state:
+            _write_checkpoint(state, new(CHECKPOINT))
+            new(CONFIG).write_bytes(made[CONFIG])
+        for f in {*self.replace} - {*ours, *(TEMPORARY.format(name=name) for name in ours)}:
+            (folder/f).unlink(missing_ok=True)
     self.replace = ()
-    average.save_pretrained(self.folder, **self.sections)
-    *names,took = self.recorder.metric_names
-    names += [f'kl_{i}' for i in range(len(average.blocks))]
-    with atomic(self.folder/HISTORY) as tmp, open(tmp, 'w', newline='') as f:
-        csv.writer(f).writerows([[*names, took], *self.rows])
-    with atomic(self.checkpoint) as tmp: torch.save(state, tmp)
+
 
 # %% ../nbs/07_training.ipynb #997f0e3f
 @patch
 def _read(self:RunFolder):
     "The checkpoint, or a ValueError that says what is wrong with it"
     instead = 'to train, begin a new run.'
-    try: state = torch.load(self.checkpoint, map_location='cpu', weights_only=True)
+    try:
+        with ZipFile(self.checkpoint) as f: torn = f.testzip()          # torch does not look at the sums of the parts
+        if torn: raise ValueError(f'{torn} has changed')
+        state = torch.load(self.checkpoint, map_location='cpu', weights_only=True)
     except Exception as e:
         raise ValueError(
             f"RunFolder: {self.checkpoint} can't be read; it is damaged or not a checkpoint."
             f" The weights as they were last saved are in {WEIGHTS}; {instead}") from e
-    if state.get('format')!=2:
+    if not isinstance(state, dict) or state.get('format')!=2:
         raise ValueError(
             f"RunFolder: {self.checkpoint} is not of this version. Its weights are in {WEIGHTS}; {instead}")
+    run,now = state.get('run'),self.sections.get('run')
+    if run and now and run!=now:
+        raise ValueError(
+            f"RunFolder: {self.checkpoint} is of another run than {CONFIG}. Copy both from one run, or begin a new one.")
     began,now = len(state['random']),n_processes()
     if began!=now:
         raise ValueError(
@@ -690,7 +732,17 @@ def _read(self:RunFolder):
 @patch
 def load(self:RunFolder):
     "Put everything back as the checkpoint has it; random states once more when the first batch is there"
-    s,learn,model = self._read(),self.learn,get_model(self.model)
+    state = self._read()
+    try: self._put_back(state)
+    except (RuntimeError,ValueError,KeyError,TypeError,AttributeError) as e:
+        why = ' '.join(str(e).split())[:200]
+        raise ValueError(
+            f"RunFolder: {self.checkpoint} does not fit this model and its training ({type(e).__name__}: {why})."
+            " Resume it with what it began with, or begin a new run.") from e
+
+@patch
+def _put_back(self:RunFolder, s):
+    learn,model = self.learn,get_model(self.model)
     self.start,self.done,self.rows = s['epoch'],s['done'],s['rows']
     learn.train_iter = s['train_iter']
     smooth = self.recorder.smooth_loss

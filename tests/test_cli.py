@@ -1,5 +1,5 @@
 """The commands as processes: exit status, the one line of an error, what is left on disk, and death at the worst moments."""
-import csv, json, multiprocessing, os, re, shutil, signal, subprocess, sys
+import csv, json, multiprocessing, os, re, resource, shutil, signal, subprocess, sys
 from itertools import count
 from pathlib import Path
 from pkgutil import resolve_name
@@ -22,12 +22,15 @@ os.environ['PYTHONPATH'] = os.pathsep.join([str(Path(sdn_nb.__file__).parents[1]
 server = multiprocessing.get_context('forkserver')           # imports torch and fastai once for all commands
 server.set_forkserver_preload(['sdn_nb.cli'])
 
-def command(argv, cwd, log, trip):
+def command(argv, cwd, log, trip, largest=None):
     "What a child process does; `trip` is (function, n, signal): at call n of that function, counted from 0, the process gets the signal"
     from sdn_nb import cli
     multiprocessing.set_start_method('fork', force=True)     # of data loaders' workers, as in a command that the shell has started
     torch.set_num_threads(1)
     os.chdir(cwd)
+    if largest:                                              # as if the disk were full
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest,largest))
     for fd,name in (1,'out'),(2,'err'): os.dup2(os.open(f'{log}/{name}', os.O_WRONLY|os.O_CREAT|os.O_TRUNC), fd)
     if trip:
         (owner,name),n,sig = trip[0].rsplit('.', 1),*trip[1:]
@@ -39,10 +42,10 @@ def command(argv, cwd, log, trip):
         setattr(owner, name, tripped)
     getattr(cli, argv[0]).main(argv[1:])
 
-def run(work, *argv, trip=None):
+def run(work, *argv, trip=None, largest=None):
     "Exit status, stdout and stderr of a command, started in `work`"
     with TemporaryDirectory() as log:
-        p = server.Process(target=command, args=([str(a) for a in argv], work, log, trip))
+        p = server.Process(target=command, args=([str(a) for a in argv], work, log, trip, largest))
         p.start(); p.join(120)
         if p.is_alive(): p.kill(); raise TimeoutError(argv)
         return p.exitcode, *((Path(log)/name).read_text() for name in ('out','err'))
@@ -231,15 +234,92 @@ def killed(work, n, function='os.replace'):
     pngs(work/'grey')
     assert run(work, 'sdn_train', 'grey', *quick, '--out', 'a', trip=(function, n, signal.SIGKILL))[0]==-signal.SIGKILL
 
-@pytest.mark.parametrize('n', [0, 1, 3, 4])
-def test_killed_while_the_first_epoch_is_written(work, whole, n):
+@pytest.mark.parametrize('n,go_on', [(0,[]), (1,[]), (2,['--resume']), (3,['--resume']), (4,['--resume']), (3,['--overwrite'])])
+def test_killed_while_the_first_epoch_is_written(work, whole, n, go_on):
+    "Before there is a checkpoint the run may begin anew, from then on it goes on"
     killed(work, n)
-    trained(work, 'grey', *quick, '--overwrite', '--out', 'a')
-    assert weights(work/'a')==weights(whole/'a') and history(work/'a')==history(whole/'a')
+    trained(work, *([] if go_on==['--resume'] else ['grey',*quick]), *go_on, '--out', 'a')
+    assert weights(work/'a')==weights(whole/'a') and history(work/'a')==history(whole/'a') and {p.name for p in (work/'a').iterdir()}==FILES
 
-@pytest.mark.parametrize('function,n', [('os.replace',5), ('torch.serialization._save',1), ('os.replace',9), ('os.replace',11)])
+@pytest.mark.parametrize('n', range(5))
+def test_killed_while_an_older_run_is_replaced(work, whole, n):
+    "The files are those of one run, or it is said that they are not; the new run can begin again"
+    pngs(work/'grey'); shutil.copytree(whole/'a', work/'a')
+    args = 'sdn_train','grey',*quick,'--seed',7,'--overwrite','--out','a'
+    assert run(work, *args, trip=('os.replace', n, signal.SIGKILL))[0]==-signal.SIGKILL
+    before = tree(work/'a')
+    code,_,err = run(work, 'sdn_train', '--resume', '--epochs', 3, '--out', 'a')
+    if n==1: assert code==1 and 'checkpoint.pt is of another run than config.json' in err and {k: v for k,v in tree(work/'a').items() if k[0]!='.'}=={k: v for k,v in before.items() if k[0]!='.'}
+    else: assert code==0, err
+    seed = json.loads((work/'a/config.json').read_text())['training']['seed']
+    assert seed==(7 if n else 0)
+    trained(work, *args[1:])
+    assert json.loads((work/'a/config.json').read_text())['training']['seed']==7
+
+def test_a_full_disk_leaves_the_older_run_and_says_so(work, whole):
+    pngs(work/'grey'); shutil.copytree(whole/'a', work/'a')
+    before,largest = tree(work/'a'),(work/'a/model.safetensors').stat().st_size+5000
+    for argv in ('--resume','--epochs','3'), ('grey',*quick,'--seed','7','--overwrite'):
+        code,_,err = run(work, 'sdn_train', *argv, '--out', 'a', largest=largest)
+        assert code==1 and re.fullmatch(r'error: File too large: a/checkpoint\.pt\. What was saved before is whole: make room and go on with: sdn_train --resume --out a\n', err.splitlines(True)[-1]) and 'Traceback' not in err, err
+        assert tree(work/'a')==before
+    code,_,err = run(work, 'sdn_train', 'grey', *quick, '--out', 'b', largest=20_000)
+    assert code==1 and re.fullmatch(r'error: File too large: b/model.safetensors\n', err.splitlines(True)[-1]) and not (work/'b').exists()
+
+# Who writes into a folder
+
+def test_two_at_once_in_one_folder(work):
+    "The second is told of the first, and leaves its files alone"
+    pngs(work/'grey', 64)
+    (work/'a').mkdir()
+    with TemporaryDirectory() as log:
+        argv = ['sdn_train','grey','--preset','digits','--epochs','60','--minutes','0','--out','a']
+        first = server.Process(target=command, args=(argv, work, log, None))
+        first.start()
+        while not (work/'a/.lock').exists(): assert first.is_alive()
+        owner = json.loads((work/'a/.lock').read_text())
+        code,_,err = run(work, *argv, '--seed', '1')
+        assert code==1 and f"process {owner['process']} on {owner['host']} is writing into a" in err and owner['process']==first.pid
+        first.kill(); first.join()
+    assert (work/'a/.lock').exists()                                     # it had no time to let go
+    trained(work, 'grey', *quick, '--out', 'a', '--overwrite')
+    assert {p.name for p in (work/'a').iterdir()}==FILES
+
+def test_a_rank_without_other_processes_is_none(work, monkeypatch):
+    pngs(work/'grey')
+    with TemporaryDirectory() as log:
+        p = server.Process(target=ranked, args=(['sdn_train','grey','--preset','digits','--epochs','1','--out','a'], work, log))
+        p.start(); p.join(120)
+    assert p.exitcode==0 and {p.name for p in (work/'a').iterdir()}==FILES
+
+def ranked(argv, work, log):
+    os.environ['RANK'] = '1'
+    command(argv, work, log, None)
+
+def test_a_folder_that_cannot_be_is_known_before_training(work):
+    pngs(work/'grey'); (work/'file').touch()
+    refused(work, 'sdn_train', 'grey', *quick, '--out', '/proc/none/run', words=['No such file or directory: /proc/none'])
+    refused(work, 'sdn_train', 'grey', *quick, '--out', 'file/run', words=['exists and is not a run but a file'])
+
+def test_home(work, whole, monkeypatch):
+    "A ~ that the shell has left, in every place where a run is named"
+    pngs(work/'grey'); (work/'home').mkdir()
+    with TemporaryDirectory() as log:
+        for argv in (['sdn_train','~/grey',*quick,'--out=~/x'], ['sdn_train','--resume','--epochs','3','--out=~/x'], ['sdn_eval','~/x'], ['sdn_sample','~/x','--n','1','--out=~/y.png'],
+                     ['sdn_train','~/grey',*quick,'--init','~/x','--out=~/z']):
+            if argv[1]=='~/grey' and not (work/'home/grey').exists(): pngs(work/'home/grey')
+            p = server.Process(target=at_home, args=(argv, work, log))
+            p.start(); p.join(120)
+            assert p.exitcode==0, (argv, (Path(log)/'err').read_text())
+    assert not (work/'~').exists() and {'x','z','y.png'} <= {p.name for p in (work/'home').iterdir()}
+
+def at_home(argv, work, log):
+    os.environ['HOME'] = f'{work}/home'
+    command([str(a) for a in argv], work, log, None)
+
+@pytest.mark.parametrize('function,n', [('os.replace',5), ('os.replace',7), ('torch.serialization._save',1), ('os.replace',9), ('os.replace',11)])
 def test_killed_while_a_later_file_is_written(work, whole, function, n):
-    "Epoch 2 renames files 5 to 9, its checkpoint the last; the pictures and the evaluation come after them. _save is where torch.save has opened its file"
+    "Epoch 2 renames files 5 to 9, its checkpoint the second; the pictures and the evaluation come after them. _save is where torch.save has opened its file"
     killed(work, n, function)
     trained(work, '--resume', '--out', 'a')
     assert weights(work/'a')==weights(whole/'a') and history(work/'a')==history(whole/'a') and FILES <= {p.name for p in (work/'a').iterdir()}

@@ -1,6 +1,7 @@
 """What is read back is what was written; what is not a model is refused in words; a write that fails leaves the old model."""
 import json, os, signal, stat
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest, torch
@@ -69,15 +70,31 @@ def test_sections_that_are_not_json_change_nothing(folder):
     with pytest.raises(TypeError): SDNVAE(cfg).save_pretrained(folder, data=object())
     assert contents(folder)==before
 
-@pytest.mark.parametrize('write', ['write_bytes', 'write_text'])
-def test_a_full_disk_changes_nothing(folder, monkeypatch, write):
-    before = contents(folder)
+@pytest.mark.parametrize('nth', [0, 1], ids=['config','weights'])
+def test_a_full_disk_changes_nothing(folder, monkeypatch, nth):
+    before,calls,write = contents(folder),count(),Path.write_bytes
     def fail(self, data):
+        if next(calls)<nth: return write(self, data)
         with open(self, 'wb') as f: f.write(b'ha')
         raise OSError('disk full')
-    monkeypatch.setattr(Path, write, fail)
+    monkeypatch.setattr(Path, 'write_bytes', fail)
     with pytest.raises(OSError, match='disk full'): SDNVAE(replace(cfg, h=5)).save_pretrained(folder)
     assert contents(folder)==before
+
+def test_any_bit_that_flips_is_found(folder):
+    "In the header or in the numbers: the model is refused by the name of its file, or is the same"
+    whole,before = (folder/'model.safetensors').read_bytes(),SDNVAE.from_pretrained(folder).state_dict()
+    places = [*range(0, len(whole), max(1, len(whole)//150)), *range(8, 260)]
+    for n,at in enumerate(places):
+        (folder/'model.safetensors').write_bytes(whole[:at] + bytes([whole[at]^1<<n%8]) + whole[at+1:])
+        try: now = SDNVAE.from_pretrained(folder).state_dict()
+        except ValueError as e: assert 'model.safetensors is damaged' in str(e)
+        else: assert all(torch.equal(now[k], before[k]) for k in before) and at<8+int.from_bytes(whole[:8], 'little')
+
+def test_weights_of_another_run(folder):
+    for run in 'ab': SDNVAE.from_pretrained(folder).save_pretrained(folder.parent/run, run=run)
+    os.replace(folder.parent/'a/model.safetensors', folder.parent/'b/model.safetensors')
+    with pytest.raises(ValueError, match='are of different runs'): SDNVAE.from_pretrained(folder.parent/'b')
 
 def test_atomic_under_interruption(tmp_path):
     (tmp_path/'f').write_text('old')

@@ -1,5 +1,6 @@
 """What a run saves, how large its steps may be, which are skipped, and how it goes on."""
-import csv, json, math, sys
+import csv, io, json, math, sys
+from dataclasses import replace
 
 import pytest, torch
 import sdn_nb.ladder
@@ -304,6 +305,30 @@ def test_damaged_and_older_checkpoints_are_refused(tmp_path):
         if content: (tmp_path/'checkpoint.pt').write_bytes(content)
         else: torch.save(dict(epoch=1), tmp_path/'checkpoint.pt')
         with pytest.raises(ValueError, match=words): learner(RunFolder(tmp_path)).fit(1)
+
+def test_a_checkpoint_that_changed_or_is_anothers(tmp_path):
+    learner(RunFolder(tmp_path, run='a')).fit(1)
+    whole = (tmp_path/'checkpoint.pt').read_bytes()
+    for at in range(100, len(whole), len(whole)//25):
+        (tmp_path/'checkpoint.pt').write_bytes(whole[:at] + bytes([whole[at]^16]) + whole[at+1:])
+        try: learner(RunFolder(tmp_path, run='a')).fit(1)               # there is nothing left to do
+        except ValueError as e: assert 'checkpoint.pt' in str(e)
+        else: assert final_of(tmp_path, whole)
+    (tmp_path/'checkpoint.pt').write_bytes(whole)
+    with pytest.raises(ValueError, match='of another run than config.json'): learner(RunFolder(tmp_path, run='b')).fit(2)
+    wider = quiet(vae_learner(get_dls('digits', bs=512, device='cpu'), SDNVAE(replace(cfg, h=cfg.h+2)), cbs=RunFolder(tmp_path)))
+    with pytest.raises(ValueError, match=r'checkpoint\.pt does not fit this model and its training \(RuntimeError: '): wider.fit(2)
+
+def test_a_rank_without_other_processes(tmp_path, monkeypatch):
+    monkeypatch.setenv('RANK', '3')
+    with pytest.raises(ValueError, match='RANK is 3 in the environment of a single process'): learner(RunFolder(tmp_path/'new')).fit(1)
+    assert not (tmp_path/'new').exists()
+
+def final_of(folder, whole):
+    "Whether a checkpoint that was let in has the numbers of the whole one"
+    read = lambda data: torch.load(io.BytesIO(data), weights_only=True)
+    same(read((folder/'checkpoint.pt').read_bytes()), read(whole))
+    return True
 
 def test_a_plain_learner_is_told_what_it_lacks(tmp_path):
     set_seed(0)
