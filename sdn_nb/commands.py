@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from dataclasses import fields
 from functools import wraps
 from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
 import sdn_nb,torch
 from fastcore.docments import docments
+from .saving import as_path
 from .runs import CHECKPOINT
 from fastai.torch_core import default_device  # after ours, which keeps a warning of its import from the reader
 
@@ -82,7 +82,7 @@ def use(
 ):
     """Run a Python file, once, so that what it registers is known by name. Raises `FileNotFoundError`, `ValueError` for
     another kind of file or the name of a module that is loaded already, and whatever the file itself raises"""
-    path = Path(file).expanduser().resolve()
+    path = as_path(file).resolve()
     if path in USED: return
     if path.suffix!='.py': raise ValueError(f"use: `file` must be a Python file, NAME.py, got {str(file)!r}.")
     if not path.is_file(): raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file))

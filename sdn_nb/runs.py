@@ -17,7 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from threading import Event,Thread
 import psutil
-from .saving import CONFIG, TEMPORARY, WEIGHTS, atomic, read_json
+from .saving import CONFIG, TEMPORARY, WEIGHTS, as_path, atomic, read_json
 from .vae import PRESETS, preset_recipe
 from .data import DataInfo, open_images, make_dls, DATASETS
 from fastai.data.transforms import image_extensions
@@ -136,6 +136,8 @@ class Settings:
 # %% ../nbs/engine/runs.ipynb #8f0b002b
 def _check(settings):
     "Raise a ValueError that names the option which can't be"
+    for name in 'dataset','preset','path','init':
+        if getattr(settings, name)=='': raise ValueError(f"sdn_train: the {name} is empty. Name one, or leave it out.")
     for f in fields(settings):
         value,(passes,words) = getattr(settings, f.name),f.metadata.get('check') or (None,'')
         if passes and value is not None and not passes(value):
@@ -154,11 +156,11 @@ def _completed(settings):
     if dataset is None: dataset = preset if preset in DATASETS else 'digits'
     own = is_own(dataset)
     if preset is None and not own: preset = dataset if dataset in PRESETS else 'photos'
-    if own and dataset and Path(dataset).expanduser().exists(): dataset = str(Path(dataset).expanduser().resolve())
+    if own and dataset and as_path(dataset).exists(): dataset = str(as_path(dataset).resolve())
     missing = [f.name for f in fields(settings) if f.metadata.get('of_preset') and getattr(settings, f.name) is None]
     if own or settings.steps or settings.hours: missing = [name for name in missing if name!='epochs']
     from_recipe = {name: getattr(preset_recipe(preset), name) for name in missing} if preset else {}
-    whole = path and str(Path(path).expanduser().resolve())
+    whole = path and str(as_path(path).resolve())
     return dict(dataset=dataset, preset=preset, path=whole) | from_recipe
 
 # %% ../nbs/engine/runs.ipynb #0d3a2a00

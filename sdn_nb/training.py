@@ -19,7 +19,7 @@ from torch import distributed,nn
 from torch.amp import GradScaler,autocast
 from torch.optim.swa_utils import AveragedModel
 from .scan import triton_sweep
-from .saving import CONFIG, TEMPORARY, WEIGHTS, atomic
+from .saving import CONFIG, TEMPORARY, WEIGHTS, as_path, atomic
 from .data import show_images
 from .layers import n_params
 from .vae import SDNVAE, VAEOutput, free_bits_loss, bits_per_dim, check_levels
@@ -544,7 +544,7 @@ class RunFolder(Callback):
         minutes:float=10.,    # time between two checkpoints in the middle of an epoch; 0 for every batch
         **sections,           # JSON sections for config.json beside the model's; `run`, an identity, goes into all files
     ):
-        self.folder,self.replace = Path(folder).expanduser(),replace
+        self.folder,self.replace = as_path(folder),replace
         self.minutes,self.sections = minutes,sections
         self.rows,self.start = [],0                                     # of the history; the epoch to begin with
         self.rates = AvgMetric(block_rates)

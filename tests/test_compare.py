@@ -124,7 +124,7 @@ def test_a_page_of_somebody_else_stays(two, tmp_path):
     assert (tmp_path/'mine'/'index.html').read_text()=='mine'
 
 @pytest.mark.parametrize('file,text,words', [
-    ('config.json', '{', 'JSONDecodeError|Expecting'), ('config.json', '[]', 'does not define a model'), ('config.json', '{"model": 3}', 'does not define a model'),
+    ('config.json', '{', 'JSONDecodeError|Expecting'), ('config.json', '[]', 'must hold a JSON object'), ('config.json', '{"model": 3}', 'does not define a model'),
     ('config.json', None, 'has no config.json'), ('history.csv', 'epoch,bpd\n0,good\n', 'not a table of numbers'), ('history.csv', 'a,b\n1,2\n', 'column epoch'),
     ('history.csv', 'epoch,time\n0,soon\n', 'not a table of numbers'), ('evaluation.json', '{"elbo_bpd": 1', 'is damaged'), ('evaluation.json', '3', 'is damaged'),
     ('model.safetensors', 'x', 'is damaged')])
