@@ -1,12 +1,12 @@
 """What is read back is what was written; what is not a model is refused in words; a write that fails leaves the old model."""
-import json, os, signal, stat
+import json, os, shutil, signal, stat
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
 import pytest, torch
 from sdn_nb.vae import SDNVAE, VAEConfig
-from sdn_nb.saving import atomic
+from sdn_nb.saving import atomic, shipped
 
 cfg = VAEConfig((4,6), channels=1, levels=17, depth=2, downsample=(0,), h=4, z=1, features=3, mix=2)
 
@@ -102,3 +102,11 @@ def test_atomic_under_interruption(tmp_path):
         with atomic(tmp_path/'f') as tmp:
             tmp.write_text('half'); os.kill(os.getpid(), signal.SIGINT); tmp.write_text('whole')
     assert contents(tmp_path)=={'f': b'old'}
+
+@pytest.mark.parametrize('name', shipped())
+def test_models_of_the_package_have_a_digest(name, tmp_path):
+    shutil.copytree(shipped()[name], tmp_path/name)
+    file = tmp_path/name/'model.safetensors'
+    data = file.read_bytes()
+    file.write_bytes(data[:-9] + bytes([data[-9]^1]) + data[-8:])
+    with pytest.raises(ValueError, match=f'{name}/model.safetensors is damaged: its numbers are not those'): SDNVAE.from_pretrained(tmp_path/name)
