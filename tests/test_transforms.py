@@ -68,7 +68,7 @@ def test_a_named_backend_is_not_replaced_in_silence():
 # the gradient of the gradient
 
 @pytest.mark.parametrize('options', [{}, dict(recompute=True), dict(backend='torch')], ids=['chosen','recompute','named'])
-@pytest.mark.parametrize('direction', DIRECTIONS)
+@pytest.mark.parametrize('direction', ['right','up'])   # a row and a column, there and back
 def test_gradcheck_and_gradgradcheck(direction, options):
     x,params = torch.randn(2,2,3,3,requires_grad=True,**double),cell(2)
     f = lambda *a: scan(*a, direction, **options)
