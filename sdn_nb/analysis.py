@@ -9,11 +9,12 @@ __all__ = ['show_rows', 'prior_samples', 'reconstructions', 'interpolations', 'n
            'save_reconstructions', 'draw_learning_curve', 'save_learning_curve', 'SamplePictures']
 
 # %% ../nbs/10_analysis.ipynb #62f84cf7
+import warnings
 from contextlib import contextmanager
-from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import torch
 from fastprogress import progress_bar
@@ -22,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import nn, Tensor
 from .saving import atomic
+from .layers import is_whole, require_argument
 from .vae import SDNVAE, bits_per_dim
 from .data import show_images, to_levels, to_unit
 from .training import RunFolder
@@ -32,14 +34,13 @@ from fastai.basics import Callback, rank_distrib
 # %% ../nbs/10_analysis.ipynb #db395c05
 def _check_counts(f, **counts):
     "Refuse what is not a positive whole number"
-    for name,v in counts.items():
-        if not isinstance(v, Integral) or v<1:
-            raise ValueError(f"{f}: `{name}` must be a whole number, at least 1, got {v!r}.")
+    for name,v in counts.items(): require_argument(f, f'`{name}`', v, is_whole(v), 'a whole number, at least 1')
 
 # %% ../nbs/10_analysis.ipynb #db43a6ff
 def _check_list(f, name, v):
     "Refuse what is not a list of at least one setting"
-    if not isinstance(v, (list,tuple)) or not v:
+    several = isinstance(v, (list,tuple,range)) or isinstance(v, (np.ndarray,Tensor)) and v.ndim>0
+    if not several or not len(v):
         raise ValueError(
             f"{f}: `{name}` must be a list with at least one entry, got {v!r}. For a single setting give [{v!r}].")
 
@@ -438,15 +439,18 @@ def save_samples(
     model:SDNVAE,         # trained model
     path,                 # PNG file to write
     n:int=64,             # number of images
-    temperature:float=1., # factor of the prior's standard deviations
+    temperature=1.,       # factor of the prior's standard deviations; or one for each block, top first
     seed:int=0,           # of the samples
 ):
-    "Draw new images as one grid"
+    """Draw new images as one grid; raises `ValueError`, and writes nothing, for a temperature that can't be, or at
+    which pictures are not finite"""
+    _check_counts('save_samples', n=n)
     g = torch.Generator(model.top.device).manual_seed(seed)
     x = model.sample(n, temperature, g)
     rows = -(-n//8)
+    told = ', '.join(f'{float(t):g}' for t in np.atleast_1d(temperature))
     with picture(path, 8, rows*x.shape[2]/x.shape[3]+.3) as ax:
-        show_images(x, nrow=8, ax=ax, title=f'samples at temperature {temperature:g}')
+        show_images(x, nrow=8, ax=ax, title=f'samples at temperature {told}')
 
 # %% ../nbs/10_analysis.ipynb #f42e804f
 def save_reconstructions(
@@ -480,7 +484,8 @@ def save_learning_curve(
 
 # %% ../nbs/10_analysis.ipynb #4f1759dc
 class SamplePictures(Callback):
-    "Draw samples of the averaged model every few epochs: samples_epoch_010.png and so on"
+    """Draw samples of the averaged model every few epochs: samples_epoch_010.png and so on. Warns, and lets training go
+    on, where pictures are not finite; raises `ValueError` for impossible numbers"""
     order = RunFolder.order+1
     def __init__(self,
         folder,               # where the pictures go
@@ -488,14 +493,18 @@ class SamplePictures(Callback):
         n:int=64,             # number of images
         temperature:float=1., # factor of the prior's standard deviations
     ):
+        _check_counts('SamplePictures', every=every, n=n)
         self.folder,self.every = Path(folder),every
         self.n,self.temperature = n,temperature
         self.due = False
 
-    def after_validate(self): # not called in an epoch that is skipped
-        self.due = (self.epoch+1)%self.every==0 and not rank_distrib()
+    def before_epoch(self): self.due = False
+    def after_train(self): # not called in an epoch that is skipped, nor by validate
+        searching = hasattr(self.learn, 'lr_finder')
+        self.due = (self.epoch+1)%self.every==0 and not searching and not rank_distrib()
     def after_epoch(self):
-        if self.due:
-            path = self.folder/EPOCH_SAMPLES.format(epoch=self.epoch+1)
-            save_samples(self.learn.ema.average.module, path, self.n, self.temperature)
+        if not self.due: return
         self.due = False
+        path = self.folder/EPOCH_SAMPLES.format(epoch=self.epoch+1)
+        try: save_samples(self.learn.ema.average.module, path, self.n, self.temperature)
+        except ValueError as e: warnings.warn(f"no {path.name}: {e}", stacklevel=2)

@@ -20,10 +20,10 @@ with warnings.catch_warnings():
     warnings.simplefilter('ignore', FutureWarning) # fastai touches torch.jit.script
     from fastai.basics import Callback,DataLoaders,Learner,OptimWrapper
 from .scan import DIRECTIONS
-from .layers import LAYERS,convolution
+from .layers import LAYERS,convolution,is_number,is_whole,require_argument
 from .distributions import Likelihood,DiscretizedLogistic,Bernoulli,gaussian,draw
 from .saving import Pretrained,are_whole,as_tuples,require
-from .vae import VAEOutput,name_layer,size_that_fits
+from .vae import MOST,VAEOutput,as_images,check_pictures,name_layer,plain_numbers,size_that_fits
 
 # %% ../nbs/05_betavae.ipynb #739dda43
 def beta_loss(
@@ -53,19 +53,22 @@ def _validate(cfg):
     size = cfg.image_size
     pair = isinstance(size, tuple) and len(size)==2 and are_whole(*size) and min(size)>0
     check('image_size', pair, 'a pair of positive integers (height, width)')
+    check('image_size', max(size)<=MOST['side'], f"a pair of integers up to {MOST['side']}")
     fits = size_that_fits(size, 4)
     check('image_size', fits==size, (
         f'divisible by 16, since four layers halve the map; the next size that fits is {fits}'))
     for name in ('channels','z','features'):
         check(name, are_whole(v := getattr(cfg, name)) and v>0, 'a positive integer')
+        check(name, v<=MOST['features'], f"a positive integer, at most {MOST['features']}")
     check('levels', are_whole(cfg.levels) and 2<=cfg.levels<=256, 'an integer from 2 to 256')
     check('sdn', type(cfg.sdn) is bool, 'True or False')
     check('n_directions', are_whole(cfg.n_directions) and 0<=cfg.n_directions<=4, 'an integer from 0 to 4')
     scales,given = map_scales(size),cfg.sdn_scales
-    some = isinstance(given, tuple) and (not cfg.sdn or len(given)>0 and set(given)<=set(scales))
+    some = isinstance(given, tuple) and (not cfg.sdn or len(given)>0 and all(s in scales for s in given))
     check('sdn_scales', some, f'a tuple of one or more of {scales}, the longer sides of the maps that the layers make')
-    check('likelihood', cfg.likelihood in BETA_LIKELIHOODS, f"one of {', '.join(BETA_LIKELIHOODS)}")
-    check('beta', isinstance(cfg.beta, (int,float)) and 0<=cfg.beta<math.inf, 'zero or more')
+    known = isinstance(cfg.likelihood, str) and cfg.likelihood in BETA_LIKELIHOODS
+    check('likelihood', known, f"one of {', '.join(BETA_LIKELIHOODS)}")
+    check('beta', is_number(cfg.beta) and 0<=cfg.beta<math.inf, 'zero or more')
 
 # %% ../nbs/05_betavae.ipynb #e991b5e2
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ class BetaVAEConfig:
 
     def __post_init__(self):
         as_tuples(self, 'image_size', 'sdn_scales')
+        plain_numbers(self)
         name_layer(self)
         _validate(self)
 
@@ -110,6 +114,8 @@ class BetaVAE(Pretrained):
     def __init__(self,
         config:BetaVAEConfig, # definition of the model
     ):
+        allowed = 'a BetaVAEConfig'
+        require_argument('BetaVAE', '`config`', config, isinstance(config, BetaVAEConfig), allowed)
         super().__init__(config)
         cfg,relu = config,nn.ReLU()
         turns = cycle(DIRECTIONS)
@@ -138,9 +144,11 @@ def _init_he(m):
 # %% ../nbs/05_betavae.ipynb #f689b116
 @patch
 def _check_images(self:BetaVAE, x):
-    "Refuse what is not a batch of images of this model: a linear layer fixes their size"
-    want = (self.config.channels, *self.config.image_size)
-    if tuple(x.shape[1:])==want: return
+    "Images of this model, in its precision; what is not a batch of them is refused: a linear layer fixes their size"
+    cfg = self.config
+    x = as_images(x, 'BetaVAE', cfg.levels, self.encoder[0].weight.dtype)
+    want = (cfg.channels, *cfg.image_size)
+    if tuple(x.shape[1:])==want: return x
     raise ValueError(
         f"BetaVAE: images must be (B, {', '.join(map(str, want))}), got shape {tuple(x.shape)}. "
         "Convert and resize them, or build the model with their channels and image_size.")
@@ -161,7 +169,7 @@ def forward(self:BetaVAE,
 )->VAEOutput: # log_px (B,) and kl (B, z) in nats, and z, a tensor (B, z)
     """Score images: one sample of the posterior, the likelihood under it, what each dimension cost;
     raises `ValueError` for another shape of image"""
-    self._check_images(x)
+    x = self._check_images(x)
     q = gaussian(self.encoder(x))
     z = draw(q)
     log_px = self.likelihood(z).log_prob(x).sum((1,2))
@@ -174,7 +182,7 @@ def encode(self:BetaVAE,
     x:Tensor, # images, (B, C, H, W) in [-1, 1]
 )->Tensor:    # (B, z)
     "Means of the posteriors, the codes of images; raises `ValueError` for another shape of image"
-    self._check_images(x)
+    x = self._check_images(x)
     return gaussian(self.encoder(x)).loc
 
 # %% ../nbs/05_betavae.ipynb #09b039f7
@@ -183,10 +191,11 @@ def encode(self:BetaVAE,
 def decode(self:BetaVAE,
     z:Tensor, # codes, (B, z)
 )->Tensor:    # images, (B, C, H, W) in [-1, 1]
-    "Pictures of codes, the means of the pixels; raises `ValueError` for codes of another length"
+    """Pictures of codes, the means of the pixels; raises `ValueError` for codes of another length,
+    and where pictures would not be finite"""
     n = self.config.z
     if z.ndim!=2 or z.shape[1]!=n: raise ValueError(f"BetaVAE: codes must be (B, {n}), got shape {tuple(z.shape)}.")
-    return self.likelihood(z).mean()
+    return check_pictures(self.likelihood(z).mean(), self, 'of these codes', 'Look at the codes: they are too large.')
 
 # %% ../nbs/05_betavae.ipynb #5e462115
 @patch
@@ -207,13 +216,15 @@ def traverse(self:BetaVAE,
 # %% ../nbs/05_betavae.ipynb #f1b84d9a
 class BetaAnnealing(Callback):
     """Raise the weight of the divergence in a straight line from 0 to its final value over the first iterations
-    of training (paper, Fig. 12); raises `ValueError` for a negative number of them"""
+    of training (paper, Fig. 12); raises `ValueError` for impossible numbers"""
     run_valid = False
     def __init__(self,
         beta:float, # final weight
         anneal:int, # iterations until it is reached; 0 for the final weight from the start
     ):
-        if anneal<0: raise ValueError(f"BetaAnnealing: anneal must be zero or more iterations, got {anneal}.")
+        at_least_none = is_number(beta) and 0<=beta<math.inf
+        require_argument('BetaAnnealing', '`beta`', beta, at_least_none, 'a number, zero or more')
+        require_argument('BetaAnnealing', 'anneal', anneal, is_whole(anneal, 0), 'zero or more iterations')
         self.final,self.anneal = beta,anneal
         self.n = 0                                                      # iterations done
 
@@ -230,6 +241,7 @@ class Curves(Callback):
     def __init__(self,
         every:int=100, # iterations to a row
     ):
+        require_argument('Curves', '`every`', every, is_whole(every), 'a whole number of iterations, at least 1')
         self.every,self.n = every,0
         self.rows,self.sums = [],0.
 
@@ -253,7 +265,14 @@ def beta_vae_learner(
     cbs=(),             # further callbacks
     **kwargs,           # further arguments of Learner
 )->Learner:             # its curves.rows and beta_annealing.beta tell how training goes
-    "A fastai Learner for a `BetaVAE` (paper, Section 4.3 and appendix); raises `ValueError` for a negative `anneal`"
+    """A fastai Learner for a `BetaVAE` (paper, Section 4.3 and appendix); raises `ValueError` for impossible numbers,
+    and warns where the likelihood is none: a Bernoulli of more than two levels"""
+    require_argument('beta_vae_learner', '`lr`', lr, is_number(lr) and 0<lr<math.inf, 'a positive number')
+    cfg = model.config
+    if cfg.likelihood=='bernoulli' and cfg.levels>2:
+        warnings.warn(
+            f"beta_vae_learner: a Bernoulli of {cfg.levels} levels is a cross entropy, which trains, but no"
+            " probability: its ELBO is no price of an image. likelihood='logistic' has one.", stacklevel=2)
     rise = BetaAnnealing(model.config.beta, anneal)
     adamax = partial(OptimWrapper, opt=torch.optim.Adamax)
     cbs = [rise, Curves(every), *L(cbs)]

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn, Tensor
 from torch.distributions import Normal, Bernoulli as TorchBernoulli
 from fastcore.basics import patch
+from .layers import is_whole,require_argument
 
 # %% ../nbs/02_distributions.ipynb #58b7a04a
 def at_least_single(
@@ -124,20 +125,24 @@ def quantize(
 
 # %% ../nbs/02_distributions.ipynb #4fdf0914
 class Likelihood:
-    "What the kinds of likelihood share; raises `ValueError` where `params` has not the channels that the kind needs"
+    """What the kinds of likelihood share; raises `ValueError` where `params` has not the channels that the kind needs,
+    and for impossible numbers"""
     def __init__(self,
         params:Tensor, # output of a network, (B, n_params(channels, mix), H, W), any float type
         channels:int,  # channels C of the image
         mix:int,       # components M of a mixture; the kinds that are none ignore it
         levels:int,    # levels L of a channel, e.g. 256 for 8 bits; ignored by Bernoulli
     ):
-        n,name = self.n_params(channels, mix),type(self).__name__
-        shape = tuple(params.shape)
+        name = type(self).__name__
+        for what,v,least in ('channels',channels,1), ('mix',mix,0), ('levels',levels,2):
+            require_argument(name, f'`{what}`', v, is_whole(v, least), f'a whole number, at least {least}')
+        n,shape = self.n_params(channels, mix),tuple(params.shape)
         if len(shape)!=4: raise ValueError(f"{name}: `params` must be (B, {n}, H, W), got shape {shape}.")
         if shape[1]!=n:
             raise ValueError(
                 f"{name}: `params` must have {n} channels for channels={channels} and mix={mix}, got {shape[1]}.")
         self.channels,self.mix = channels,mix
+        self.size = shape[2:]                                           # (H, W)
         self.levels = levels
         params = at_least_single(params)
         self.dtype = params.dtype
@@ -166,10 +171,18 @@ class Likelihood:
 def log_prob(self:Likelihood,
     x:Tensor, # image on the grid of levels, (B, C, H, W) in [-1, 1]
 )->Tensor:    # (B, H, W), in single precision at least
-    "Log probability of each pixel's colour, in nats; raises `ValueError` for another number of channels"
-    if x.ndim==4 and x.shape[1]==self.channels: return self._log_prob(x.to(self.dtype))
-    raise ValueError(
-        f"{type(self).__name__}: images must be (B, {self.channels}, H, W), got shape {tuple(x.shape)}.")
+    "Log probability of each pixel's colour, in nats; raises `ValueError` for images of another shape, or whole numbers"
+    name,shape = type(self).__name__,tuple(x.shape)
+    if x.ndim!=4 or shape[1]!=self.channels:
+        raise ValueError(f"{name}: images must be (B, {self.channels}, H, W), got shape {shape}.")
+    if shape[2:]!=self.size:
+        h,w = self.size
+        raise ValueError(f"{name}: images must be (B, {self.channels}, {h}, {w}), as `params` are, got shape {shape}.")
+    if not x.is_floating_point():
+        raise ValueError(
+            f"{name}: images must be floating-point numbers in [-1, 1], got {x.dtype}."
+            f" Make them of levels from 0 to {self.levels-1}: sdn_nb.data.to_unit(levels, {self.levels}).")
+    return self._log_prob(x.to(self.dtype))
 
 # %% ../nbs/02_distributions.ipynb #72dcefe0
 def clamp_log_scale(

@@ -6,7 +6,7 @@
 __all__ = ['Estimate', 'at_rest', 'elbo_estimate', 'elbo_bpd', 'iw_bpd', 'histogram_bpd']
 
 # %% ../nbs/08_evaluation.ipynb #90f62416
-import json,math,time
+import json,math,time,warnings,zlib
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +15,7 @@ import torch
 from torch import nn, Tensor
 from fastprogress import progress_bar
 from .saving import atomic
+from .layers import is_number,is_whole,require_argument
 from .vae import bits_per_dim, check_levels
 from .data import to_levels
 
@@ -58,7 +59,10 @@ def at_rest(
 def _check_pixels(model, x):
     "Refuse images that the model's likelihood has no price for, if the model tells of its levels"
     levels = getattr(getattr(model, 'config', None), 'levels', None)
-    if levels: check_levels(x, levels)
+    if levels is None: return
+    broken = (~x.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+    if broken: raise ValueError(f"images {broken} of a batch, counted from 0, are not finite; they have no price.")
+    check_levels(x, levels)
 
 # %% ../nbs/08_evaluation.ipynb #60c7343a
 def elbo_estimate(
@@ -115,14 +119,26 @@ def _generator(seed, place, device):
     return torch.Generator(device).manual_seed(np.random.SeedSequence((seed,place)).generate_state(1, np.uint64).item())
 
 # %% ../nbs/08_evaluation.ipynb #6a510a39
-def _finished(file, identity):
-    "The groups in `file`; a ValueError where it is of another evaluation, or no such file"
-    if not Path(file).exists(): return []
+def _record(identity, first, bits):
+    "A line of the file: the first image's position, what the images cost, a checksum of both and of the evaluation"
+    text = json.dumps([identity, first, bits])
+    return dict(first=first, bits=bits, check=zlib.crc32(text.encode()))
+
+def _sound_prices(identity, records, size):
+    "Prices by the position of the first image, of records that are as they were written"
+    if all(isinstance(r, list) for r in records):                       # an earlier version's, which only counted
+        records = [_record(identity, i*size, [float(b) for b in r]) for i,r in enumerate(records)]
+    unchanged = (r for r in records if r['check']==_record(identity, r['first'], r['bits'])['check'])
+    return {r['first']: r['bits'] for r in unchanged}
+
+def _finished(file, identity, size):
+    "Prices in `file` by position; a ValueError where it is of another evaluation, or no such file"
+    if not Path(file).exists(): return {}
     try:
-        was,*groups = (json.loads(l) for l in Path(file).read_text().split('\n')[:-1])
+        was,*records = (json.loads(l) for l in Path(file).read_text().split('\n')[:-1])
         changed = [k for k in was|identity if was.get(k)!=identity.get(k)]
-        groups = [[float(b) for b in g] for g in groups]
-    except (ValueError,TypeError,AttributeError) as e:
+        done = _sound_prices(was, records, size)
+    except (ValueError,TypeError,AttributeError,KeyError) as e:
         raise ValueError(
             f"iw_bpd: {file} is not a file that iw_bpd has written. Choose another, or remove it to begin anew.") from e
     if changed:
@@ -130,27 +146,31 @@ def _finished(file, identity):
         raise ValueError(
             f"iw_bpd: {file} is of another evaluation: {differ}. "
             "Choose another file, or remove it to begin anew.")
-    return groups
+    if (unsound := len(records)-len(done)):
+        warnings.warn(f"iw_bpd: in {file} {unsound} lines were changed or are there twice. What is missing is computed"
+            " again.", stacklevel=5)
+    return done
 
 # %% ../nbs/08_evaluation.ipynb #4d8af7a7
 @contextmanager
-def _kept(file, identity):
-    "The finished groups of `file`, and a function that adds one; without a file none is kept"
-    if file is None: yield [],lambda group: group; return
-    groups = _finished(file, identity := json.loads(json.dumps(identity)))
-    with atomic(file) as tmp: tmp.write_text(''.join(json.dumps(l)+'\n' for l in (identity,*groups)))
+def _kept(file, identity, size):
+    "Finished prices of `file` by position, and a function that adds those of a group; without a file none is kept"
+    if file is None: yield {},lambda first,bits: bits; return
+    identity = json.loads(json.dumps(identity))
+    done = _finished(file, identity, size)
+    records = [_record(identity, first, bits) for first,bits in sorted(done.items())]
+    with atomic(file) as tmp: tmp.write_text(''.join(json.dumps(l)+'\n' for l in (identity,*records)))
     with open(file, 'a') as f:
-        def keep(group):
-            print(json.dumps(group), file=f, flush=True)
-            return group
-        yield groups,keep
+        def keep(first, bits):
+            print(json.dumps(_record(identity, first, bits)), file=f, flush=True)
+            return bits
+        yield done,keep
 
 # %% ../nbs/08_evaluation.ipynb #e5902293
 def _check_iw(samples, seed, bs):
     "Raise a ValueError that names the argument which can't be"
     for name,v,least in (('samples',samples,1),('bs',bs,1),('seed',seed,0)):
-        if type(v) is not int or v<least:
-            raise ValueError(f"iw_bpd: `{name}` must be a whole number, at least {least}, got {v!r}.")
+        require_argument('iw_bpd', f'`{name}`', v, is_whole(v, least), f'a whole number, at least {least}')
 
 # %% ../nbs/08_evaluation.ipynb #0b054cf4
 def iw_bpd(
@@ -167,13 +187,17 @@ def iw_bpd(
     """Importance-weighted likelihood of all images of a DataLoader (paper, Section 4.1; Burda et al., 2016).
     Raises `ValueError` where there are no images, for impossible numbers, and for a `file` of another evaluation"""
     _check_iw(samples, seed, bs)
+    require_argument('iw_bpd', '`seconds`', seconds, is_number(seconds), 'a number of seconds')
+    samples,seed,bs = (int(v) for v in (samples, seed, bs))
     n,size = len(dl.dataset),max(1, bs//samples)
     identity = (identity or {})|dict(images=n, samples=samples, seed=seed, bs=bs)
     bits,stop = [],time.monotonic()+seconds
-    with at_rest(model, seed), torch.random.fork_rng(), _kept(file, identity) as (done,keep):
+    with at_rest(model, seed), torch.random.fork_rng(), _kept(file, identity, size) as (done,keep):
         for i,x in enumerate(progress_bar(_groups(dl, size), total=-(-n//size), leave=False, display=progress)):
-            if i<len(done): bits += done[i]
-            else: bits += keep(_iw_bits(model, x, samples, bs, _generator(seed, i*size, x.device)))
+            first = i*size
+            known = done.get(first, ())
+            bits += known if len(known)==len(x) else keep(
+                first, _iw_bits(model, x, samples, bs, _generator(seed, first, x.device)))
             if time.monotonic()>stop: break
     return _estimate('iw_bpd', bits, samples)
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn, Tensor
 from torch.distributions import Normal,kl_divergence
 from fastcore.basics import patch
-from .layers import ResSDN,convolution
+from .layers import ResSDN,convolution,is_whole,require_argument
 from .distributions import gaussian, draw, IAF
 
 # %% ../nbs/03_ladder.ipynb #fb7928c3
@@ -34,7 +34,7 @@ class Rung(NamedTuple):
 
 # %% ../nbs/03_ladder.ipynb #c9e22161
 class LadderBlock(nn.Module):
-    "One block of the SDN-VAE, bottom-up and top-down (paper, Fig. 4)"
+    "One block of the SDN-VAE, bottom-up and top-down (paper, Fig. 4); raises `ValueError` for impossible numbers"
     def __init__(self,
         h:int,                 # features h of the state
         z:int,                 # feature maps Z of the latent variable
@@ -47,6 +47,8 @@ class LadderBlock(nn.Module):
         layer=ResSDN,          # what makes the layers on the way down, called as `ResSDN` is
     ):
         super().__init__()
+        for name,v,least in ('h',h,1), ('z',z,1), ('context',context,0):
+            require_argument('LadderBlock', f'`{name}`', v, is_whole(v, least), f'a whole number, at least {least}')
         self.h,self.z = h,z
         self.downsample = downsample
         self.n_q = 2*z+context                                          # channels of the posterior's parameters

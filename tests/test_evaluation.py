@@ -257,5 +257,60 @@ def test_file_is_one_json_a_line(tmp_path):
     file = tmp_path/'iw.jsonl'
     e = iw(Linear(), loader(images(5)), 2, seed=7, bs=4, file=file, identity=dict(size=(8,8)))
     head,*groups = map(json.loads, file.read_text().splitlines())
-    assert head==dict(size=[8,8], images=5, samples=2, seed=7, bs=4) and [len(g) for g in groups]==[2,2,1] and sum(groups, [])==e.bits.tolist()
+    assert head==dict(size=[8,8], images=5, samples=2, seed=7, bs=4) and [(g['first'],len(g['bits'])) for g in groups]==[(0,2),(2,2),(4,1)] and sum((g['bits'] for g in groups), [])==e.bits.tolist()
+    assert all(g.keys()=={'first','bits','check'} for g in groups)
     assert iw(Weak(0), loader(images(5)), 2, seed=7, bs=4, file=file, identity=dict(size=(8,8))).bpd==e.bpd   # a tuple is the list that JSON made of it
+
+# Files that somebody has changed
+
+def tampered(tmp_path, change, **kw):
+    "Lines of a finished file before and after `change`, the estimate that goes on from them, and how many groups it computed"
+    file,x = tmp_path/'iw.jsonl',images(11)
+    whole = iw(Linear(off=1.), loader(x), 4, bs=8, file=file)
+    written = file.read_text()
+    head,*lines = written.splitlines(True)
+    file.write_text(head+''.join(change(lines)))
+    second = Linear(off=1.)
+    again = iw(second, loader(x), 4, bs=8, file=file)
+    assert torch.equal(again.bits, whole.bits) and again[:4]==whole[:4]
+    assert sorted(file.read_text().splitlines()[1:], key=lambda l: json.loads(l)['first'])==[l.strip() for l in lines]
+    third = Weak(0)
+    assert torch.equal(iw(third, loader(x), 4, bs=8, file=file).bits, whole.bits)   # all is there again
+    return len(second.calls)
+
+def without(*at): return lambda lines: [l for i,l in enumerate(lines) if i not in at]
+
+@pytest.mark.parametrize('at', [(0,), (2,), (5,), (1,2), (0,5), range(6)], ids=str)
+def test_a_removed_line_moves_nothing(tmp_path, at): assert tampered(tmp_path, without(*at))==len(at)
+
+@pytest.mark.parametrize('change', [lambda l: l[::-1], lambda l: l[3:]+l[:3]])
+def test_the_order_of_lines_does_not_matter(tmp_path, change): assert tampered(tmp_path, change)==0
+
+def edit(i, **changes): return lambda lines: [json.dumps(json.loads(l)|changes)+'\n' if j==i else l for j,l in enumerate(lines)]
+
+@pytest.mark.parametrize('i,changes', [(1,dict(bits=[1.,2.])), (1,dict(bits=[])), (1,dict(first=4)), (2,dict(check=0)), (5,dict(bits=[0.,0.,0.])), (0,dict(first=10))], ids=str)
+def test_a_changed_line_is_computed_again(tmp_path, i, changes):
+    with pytest.warns(UserWarning, match='1 lines were changed or are there twice. What is missing is computed again'): assert tampered(tmp_path, edit(i, **changes))==1
+
+def test_a_line_that_is_there_twice(tmp_path):
+    with pytest.warns(UserWarning, match='1 lines'): assert tampered(tmp_path, lambda l: [*l, l[2]])==0
+
+def test_a_line_of_another_evaluation(tmp_path):
+    other = tmp_path/'other.jsonl'
+    iw(Linear(off=2.), loader(images(11, seed=3)), 4, seed=5, bs=8, file=other)
+    foreign = other.read_text().splitlines(True)[3]
+    with pytest.warns(UserWarning, match='1 lines'): assert tampered(tmp_path, lambda l: [*l[:2], foreign, *l[3:]])==1
+
+@pytest.mark.parametrize('line', ['{"first": 2}', '{"bits": [1.0], "check": 3}', '[1.0, 2.0]', '{}', 'null'])
+def test_a_line_of_another_kind_is_refused(tmp_path, line):
+    with pytest.raises(ValueError, match='is not a file that iw_bpd has written'): tampered(tmp_path, lambda l: [*l[:2], line+'\n', *l[2:]])
+
+def test_a_file_of_an_earlier_version_goes_on(tmp_path):
+    "Lines were lists without positions; they are written anew with them"
+    assert tampered(tmp_path, lambda lines: [json.dumps(json.loads(l)['bits'])+'\n' for l in lines[:4]])==2
+
+def test_images_that_are_not_finite_have_no_price():
+    model = SDNVAE.from_preset('digits')
+    x = torch.zeros(3,1,8,8); x[1,0,2,2] = math.nan
+    for f in (lambda: elbo_estimate(model, loader(x), progress=False), lambda: iw(model, loader(x), 2)):
+        with pytest.raises(ValueError, match=r'images \[1\] of a batch, counted from 0, are not finite'): f()
