@@ -17,7 +17,7 @@ from torch.distributions import Normal,kl_divergence
 from fastcore.basics import patch
 from fastcore.foundation import L
 with warnings.catch_warnings():
-    warnings.simplefilter('ignore', FutureWarning) # fastai touches torch.jit.script
+    warnings.simplefilter('ignore') # fastai 2.8.7 touches torch.jit.script and an option of pandas 3: deprecated
     from fastai.basics import Callback,DataLoaders,Learner,OptimWrapper
 from .scan import DIRECTIONS
 from .layers import LAYERS,convolution,is_number,is_whole,require_argument

@@ -16,7 +16,7 @@ import sdn_nb,torch
 
 from matplotlib.figure import Figure
 from .layers import n_params
-from .saving import WEIGHTS, atomic, model_folder
+from .saving import WEIGHTS, as_path, atomic, model_folder
 from .vae import SDNVAE, VAEConfig
 from .runs import EVALUATION, HISTORY, RECONSTRUCTIONS, SAMPLES, read_config
 from .analysis import prior_samples
@@ -52,8 +52,10 @@ def _read_history(file):
 # %% ../nbs/engine/compare.ipynb #1818e811
 def _read_figures(file):
     if not file.exists(): return {}
-    try: return dict(json.loads(file.read_text()))
-    except (ValueError,TypeError) as e: raise ValueError(f"{file} is damaged ({type(e).__name__}: {e})") from e
+    try: figures = json.loads(file.read_text())
+    except ValueError as e: raise ValueError(f"{file} is damaged ({type(e).__name__}: {e})") from e
+    if not isinstance(figures, dict): raise ValueError(f"{file} is damaged (no figures by their names)")
+    return figures
 
 def _count_parameters(section):
     try:
@@ -255,6 +257,7 @@ def comparison_page(
     runs:list, # of `Compared`
 )->str:        # HTML that needs no other file
     "Table, remarks, curves and pictures of runs as one page; raises as `from_pretrained` does for damaged weights"
+    if not runs: raise ValueError("comparison_page: `runs` must hold one run at least.")
     names,parts = [r.name for r in runs],[]
     parts += [f'<p class="note">{html.escape(note)}</p>' for note in remarks(runs)]
     parts.append(_table(comparison(runs), names))
@@ -294,7 +297,7 @@ def sdn_compare(
         if twice := [name for name in names if names.count(name)>1]:
             raise ValueError(f"sdn_compare: {twice[0]} is named twice. Name each run once.")
         compared = [read_compared(name) for name in names]
-        file = _write_page(comparison_page(compared), Path(out))
+        file = _write_page(comparison_page(compared), as_path(out))
     print(as_text(comparison(compared), names))
     for note in remarks(compared): print(f'\n{note}')
     print(f'\n{file}')

@@ -24,7 +24,7 @@ from typing import Callable
 import numpy as np
 import torch
 with warnings.catch_warnings():
-    warnings.simplefilter('ignore', FutureWarning) # of torch.jit, in fastai's own import
+    warnings.simplefilter('ignore') # fastai 2.8.7 touches torch.jit.script and an option of pandas 3: deprecated
     from fastai.basics import DataLoaders, TfmdDL, Transform, default_device, patch, show_image
     from fastai.data.external import fastai_path
     from fastai.data.transforms import get_files, image_extensions

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 with warnings.catch_warnings():
-    warnings.simplefilter('ignore', FutureWarning) # of torch.jit, in fastai's own import
+    warnings.simplefilter('ignore') # fastai 2.8.7 touches torch.jit.script and an option of pandas 3: deprecated
     from fastai.data.external import fastai_path
 from fastprogress import progress_bar
 from PIL import Image

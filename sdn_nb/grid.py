@@ -10,10 +10,9 @@ __all__ = ['ARCHS', 'Cell', 'cell_config', 'judging_draws', 'run_cell', 'Pace', 
 import json,math,shlex,sys,time
 from dataclasses import asdict,dataclass,field,replace
 from itertools import product
-from pathlib import Path
 from typing import NamedTuple
 from .layers import matching_width,n_params
-from .saving import atomic
+from .saving import are_whole,as_path,atomic
 from .betavae import BetaVAE,BetaVAEConfig,beta_vae_learner
 from .data import get_dls
 from .disentanglement import beta_vae_metric,encoder,factor_vae_metric,mig
@@ -49,6 +48,8 @@ class Cell:
         def check(ok, name, allowed):
             if not ok: raise ValueError(f"sdn_grid: {name} must be {allowed}, got {getattr(self, name)!r}.")
         check(self.arch in ARCHS, 'arch', f"one of {', '.join(ARCHS)}")
+        for name in ('seed','iterations','anneal','bs','every','trials'):
+            check(are_whole(getattr(self, name)), name, 'a whole number')
         for name in ('iterations','bs','every'): check(getattr(self, name)>=1, name, 'at least 1')
         check(self.every<=self.iterations, 'every', f'at most iterations={self.iterations}')
         check(self.trials>=10, 'trials', 'at least 10')
@@ -240,6 +241,7 @@ def announce(
     max_hours=math.inf,# the longest that is accepted
 )->float:              # seconds
     "Measure and print how long cells will take; raises `ValueError` where that is more than `max_hours`"
+    if not cells: raise ValueError("announce: `cells` must hold one cell at least.")
     first = {c.arch: c for c in reversed(cells)}
     where = 'the default device' if device is None else device
     print(f"{len(cells)} cells to train on {where}, {cells[0].iterations:,} steps each", flush=True)
@@ -282,7 +284,7 @@ def run_grid(
     that can't be or would take too long, and where a file was made with others."""
     cells = [Cell(arch, float(beta), seed, **settings) for seed,beta,arch in product(seeds, betas, archs)]
     if not cells: raise ValueError("sdn_grid: archs, betas and seeds must hold one value each at least.")
-    files = {c: Path(out)/f'{c.name}.json' for c in cells}
+    files = {c: as_path(out)/f'{c.name}.json' for c in cells}
     todo = {c: file for c,file in files.items() if not _is_done(file, c)}
     device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     if todo:
@@ -310,8 +312,8 @@ def sdn_grid(
     max_hours:float=24.,            # a few steps are timed first, and what would take longer is refused; 24 if left out
     **settings,                     # fields of Cell
 ):
-    """Train and judge β-VAEs with convolutional and SDN decoders, a grid of weights and seeds. The same command goes on
-    where it was stopped."""
+    """Train and judge β-VAEs with convolutional and SDN decoders, a grid of weights and seeds. The same command goes
+    on where it was stopped."""
     command_line = shlex.join(['sdn_grid',*sys.argv[1:]])
     with plain_errors():
         if not max_hours>=0: raise ValueError(f"sdn_grid: --max_hours must be zero or more, got {max_hours:g}.")
@@ -329,7 +331,7 @@ def read_grid(
 )->list:    # results as run_cell gives them, with about, in the order of decoder, beta and seed
     "Read the results of a grid; raises `ValueError` for a file that is none"
     results = []
-    for file in sorted(Path(folder).glob('*.json')):
+    for file in sorted(as_path(folder).glob('*.json')):
         try:
             r = json.loads(file.read_text())
             cell = Cell(**r['settings'])
@@ -358,6 +360,8 @@ def draw_metric(
     guess=None,  # height of a dotted line, what guessing gets; none if None
 ):
     "Box plots of a metric, decoders side by side for each beta, a dot for each run (paper, Fig. 7)"
+    if missing := [r for r in results if metric not in r['metrics']]:
+        raise ValueError(f"draw_metric: `metric` must be among {', '.join(missing[0]['metrics'])}, got {metric!r}.")
     archs,betas = _decoders(results),sorted({r['settings']['beta'] for r in results})
     for i,arch in enumerate(archs):
         c,offset = COLOURS[arch],(i-(len(archs)-1)/2)*.8/len(archs)
@@ -380,6 +384,8 @@ def draw_curves(
 ):
     """Learning curves of one beta: ELBO, log-likelihood, KL and beta·KL, the mean and range over seeds, the end of
     annealing marked (paper, Fig. 12)"""
+    if not results: raise ValueError("draw_curves: `results` must hold one result at least.")
+    if len(axs)<4: raise ValueError(f"draw_curves: `axs` must be four axes, got {len(axs)}.")
     for arch in _decoders(results):
         if not (runs := [r['curves'] for r in _runs(results, arch, beta)]): continue
         for ax,key in zip(axs, ('elbo','log_px','kl','beta_kl')):

@@ -1,10 +1,12 @@
 "Properties of sdn_nb.explore: pictures are functions of their settings, every control counts, the last request wins, errors are seen, files are never written over."
-import errno, io, json, os, shutil, sys, threading
+import errno, io, json, os, shutil, socket, subprocess, sys, threading, time
 from contextlib import contextmanager
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from threading import Event
+from urllib.error import HTTPError
+from urllib.request import urlopen
 import numpy as np, pytest, torch
 from PIL import Image
 from fastai.data.core import DataLoaders
@@ -388,3 +390,53 @@ def test_a_damaged_model_is_refused_before_the_server_starts(tmp_path, monkeypat
     folder = saved(tmp_path)
     (folder/'model.safetensors').write_bytes(b'x')
     with pytest.raises(ValueError, match='damaged'): serve(folder)
+
+# The server
+
+SERVER = """
+import json, sys
+from sdn_nb import explore
+def write_page(folder, models, pictures):                               # one that needs no torch
+    code = "import os; open(os.path.join(os.environ['PIDS'], str(os.getpid())), 'w').close(); print('shown')"
+    cell = dict(cell_type='code', execution_count=None, metadata={}, outputs=[], source=code)
+    kernel = dict(name='python3', display_name='Python 3', language='python')
+    page = json.dumps(dict(cells=[cell], metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=4))
+    for name,text in {'explorer.ipynb':page, 'index.html.j2':explore.TEMPLATE, 'error.html':explore.REFUSAL}.items(): (folder/name).write_text(text)
+explore._write_page = write_page
+explore.PAGES = 2
+explore.PROCESSES |= {'MappingKernelManager.cull_idle_timeout': 2, 'MappingKernelManager.cull_interval': 1}
+explore.serve('digits', int(sys.argv[1]), False)
+"""
+
+def answer(url):
+    try:
+        with urlopen(url) as page: return page.status,page.read().decode()
+    except HTTPError as e: return e.code,e.read().decode()
+
+def exists(pid):
+    try: os.kill(pid, 0)
+    except ProcessLookupError: return False
+    return True
+
+@pytest.mark.skipif(sys.platform=='win32', reason='no SIGTERM')
+def test_processes_of_pages_are_few_and_end(tmp_path):
+    pytest.importorskip('voila', reason='no Voilà: pip install "sdn_nb[explore]"')
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    (tmp_path/'pids').mkdir()
+    with open(tmp_path/'log', 'w') as log: p = subprocess.Popen([sys.executable, '-c', SERVER, str(port)], stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ|dict(PIDS=str(tmp_path/'pids')))
+    def there(): return [pid for pid in map(int, os.listdir(tmp_path/'pids')) if exists(pid)]
+    try:
+        url = p.stdout.readline().split()[1]
+        assert [answer(url)[0] for _ in range(2)]==[200,200] and len(there())==2
+        status,text = answer(url)
+        assert status==503 and 'open on 2 pages' in text and 'https:' not in text
+        end = time.time()+30
+        while there() and time.time()<end: time.sleep(.1)
+        assert not there()                                              # nobody was connected
+        assert answer(url)[0]==200 and len(there())==1
+        p.terminate()
+        assert p.wait(30)==0 and not there()
+        assert 'Traceback' not in (tmp_path/'log').read_text()
+    finally: p.kill()
