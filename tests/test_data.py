@@ -1,5 +1,5 @@
 """Properties and faults of sdn_nb.data that nbs/06_data.ipynb leaves out: all numbers of levels, odd image files, worker processes, every refusal."""
-import dataclasses, json, os, random
+import dataclasses, json, os, random, shutil, subprocess, sys, warnings
 
 import numpy as np, pytest, torch
 from fastai.basics import F, Learner, defaults, nn
@@ -8,6 +8,7 @@ from sdn_nb import data
 from sdn_nb.data import DataInfo, FileImages, ImageDL, TensorImages, get_dls, image_sets, register_dataset, show_images, to_levels, to_unit
 from sdn_nb.data import _photo_crops
 from sdn_nb.saving import model_folder
+from sdn_nb.sources import ImagesWarning
 
 def dls_of(name, num_workers=0, **kw): return get_dls(name, device='cpu', num_workers=num_workers, **kw)
 def epoch(dl): return torch.cat([x for x,_ in dl])
@@ -190,9 +191,9 @@ def test_digest_notices_added_renamed_and_changed_files(folder):
     assert len(set(seen))==4
 
 @pytest.mark.parametrize('make,channels', [
-    (lambda a: Image.fromarray(a), 1), (lambda a: Image.fromarray(a>127), 1), (lambda a: Image.fromarray(np.stack([a,a], 2)), 1),
+    (lambda a: Image.fromarray(a), 1), (lambda a: Image.fromarray(a>127), 1), (lambda a: Image.fromarray(np.stack([a,0*a+255], 2)), 1),
     (lambda a: Image.fromarray(a.astype(np.uint16)*256+37), 1), (lambda a: Image.fromarray(a).convert('RGB'), 3),
-    (lambda a: Image.fromarray(np.stack([a,a,a,a], 2)), 3), (lambda a: Image.fromarray(np.stack([a,a,a], 2)).quantize(256), 3)],
+    (lambda a: Image.fromarray(np.stack([a,a,a,0*a+255], 2)), 3), (lambda a: Image.fromarray(np.stack([a,a,a], 2)).quantize(256), 3)],
     ids=['L','1','LA','I;16','RGB','RGBA','P'])
 def test_modes(tmp_path, make, channels):
     a = noise(5, 7)
@@ -284,7 +285,8 @@ def test_mixed_sizes_name_both(folder):
 @pytest.mark.parametrize('content', [b'', b'text', b'\x89PNG\r\n\x1a\n', b'\xff\xd8\xff\xe0'], ids=['empty','text','png-head','jpeg-head'])
 def test_unreadable_file(folder, content):
     (folder/'a'/'broken.png').write_bytes(content)
-    with pytest.raises(ValueError, match=r'broken\.png cannot be read as an image'): get_dls(folder)
+    with pytest.raises(ValueError, match=r'broken\.png cannot be read as an image') as e: get_dls(folder)
+    assert ' object at 0x' not in str(e.value)
 
 def test_truncated_png_is_found_at_the_start(folder):
     f = save(folder/'cut.png', noise(6, 9, 3))
@@ -388,7 +390,7 @@ def test_path_is_where_a_folder_is_looked_for(tmp_path):
 
 def parted(root, **n):
     for part,k in n.items():
-        for i in range(k): save(root/part/f'{i}.png', noise(4, 4, seed=100*len(part)+i))
+        for i in range(k): save(root/part/f'{i}.png', noise(4, 4, seed=1000*sum(map(ord, part))+i))
     return root
 def names(ds, root): return [f.relative_to(root).as_posix() for f in ds.files]
 
@@ -430,6 +432,219 @@ def test_levels_of_a_folder(folder, monkeypatch):
 def test_a_folder_called_like_a_set_keeps_its_levels(tmp_path):
     for i in range(3): save(tmp_path/'celebahq256'/f'{i}.png', noise(4, 4, seed=i))
     assert dls_of(tmp_path/'celebahq256').info.levels==256
+
+# Names of parts: understood, or refused with what to rename
+
+@pytest.mark.parametrize('layout,counts', [
+    ('train validation', (8,8,0)), ('Train Val', (8,8,0)), ('training validation testing', (8,8,8)), ('train dev', (8,8,0)), ('TRAIN TEST', (7,1,8)), ('train_images test_images', (7,1,8)),
+    ('train2017 val2017 test2017', (8,8,8)), ('seg_train/seg_train seg_test/seg_test', (7,1,8)), ('Training/cats Training/dogs Test/cats Test/dogs', (14,2,16)), ('trainval test', (7,1,8))])
+def test_parts_are_understood_by_other_names(tmp_path, layout, counts):
+    parted(tmp_path, **{n:8 for n in layout.split()}, extra=2)
+    dls = dls_of(tmp_path, bs=2)
+    assert (dls.info.n_train, dls.info.n_valid, dls.info.n_test)==counts and dls.info.split.startswith('By the subfolders '+', '.join(dict.fromkeys(n.split('/')[0] for n in layout.split())))
+    assert all(n[:5].lower()=='train' or n[:9]=='seg_train' for n in names(dls.train_ds, tmp_path)) and len({*names(dls.train_ds, tmp_path)})==counts[0]
+    assert dls.test is None or all('test' in n.lower() for n in names(dls.test.dataset, tmp_path))
+
+@pytest.mark.parametrize('layout,words', [
+    (('valid','test'), "has a subfolder valid, but none for training. Call the one with the training images train"), (('test','.'), 'has a subfolder test, but none for training'),
+    (('test',), "if these are all there is, give '.*test' itself"), (('cats','dogs','eval'), 'has a subfolder eval, but none for training'),
+    (('train','cats'), 'has a subfolder train, and images elsewhere, such as cats/0.png'), (('train','.'), 'images elsewhere, such as 0.png'),
+    (('train','Train','test'), 'a subfolder train and a subfolder Train; training is one of them'), (('train','test','testing'), 'a subfolder testing and a subfolder test; test is one of them'),
+    (('trainA','trainB','testA','testB'), 'a subfolder trainB and a subfolder trainA; training is one of them'), (('images/train','images/val'), "images/val, which is called after validation.*give '.*images'"),
+    (('cats/train','cats/test','dogs/train','dogs/test'), 'images in cats/test, which is called after test'), (('train','train/val'), 'images in train/val, which is called'),
+    (('train','test','test/train'), 'images in test/train, which is called after training'), (('train/a_train','train/a_test','valid'), 'images in train/a_test')], ids=str)
+def test_parts_that_cannot_be_understood(tmp_path, layout, words):
+    with pytest.raises(ValueError, match=words): get_dls(parted(tmp_path, **{n:2 for n in layout}))
+
+@pytest.mark.parametrize('layout', [('cats','dogs'), ('bullet_train','cats'), ('test_tube','flask'), ('train',), ('all/train',), ('train/train',), ('.',), ('contest','valley')], ids=', '.join)
+def test_no_parts_are_drawn_at_random(tmp_path, layout):
+    parted(tmp_path, **{n:10 for n in layout})
+    if not (tmp_path/'train').exists(): (tmp_path/'test').mkdir()                      # empty, and no part of anything
+    info = dls_of(tmp_path).info
+    assert 'at random' in info.split and info.n_train+info.n_valid==10*len(layout)
+
+# One picture by several names
+
+def pictures(root, n=20, start=0):
+    for i in range(n): save(root/f'{i:02}.png', noise(4, 4, seed=start+i))
+    return root
+def contents(ds): return {f.read_bytes() for f in ds.files}
+
+@pytest.mark.parametrize('links', [{'self':'.'}, {'a/one':'..', 'a/two':'..', 'three':'a'}, {'all':'.', '99.png':'03.png'}, {'away':'../other', '50.png':'../other/01.png'}], ids=str)
+def test_links_give_no_picture_twice(tmp_path, links):
+    pictures(tmp_path/'p'); pictures(tmp_path/'other', 5, 100); (tmp_path/'p/a').mkdir()
+    for name,to in links.items(): (tmp_path/'p'/name).symlink_to(to)
+    with warnings.catch_warnings(): warnings.simplefilter('ignore', ImagesWarning); dls = dls_of(tmp_path/'p')
+    assert dls.info.n_train+dls.info.n_valid==20+5*('away' in links) and not contents(dls.train_ds)&contents(dls.valid_ds)
+
+@pytest.mark.parametrize('copy', [shutil.copy, os.link, os.symlink])
+def test_copies_stand_on_one_side_and_are_told(tmp_path, copy):
+    pictures(tmp_path)
+    for i in range(20): copy(tmp_path/f'{i:02}.png', tmp_path/f'x{i}.png')
+    for seed in range(5):
+        with pytest.warns(ImagesWarning, match=r'20 of 40 files in .* are copies of others and are left out: x0\.png is 00\.png\.'): dls = dls_of(tmp_path, seed=seed)
+        assert (dls.info.n_train, dls.info.n_valid)==(18, 2) and not contents(dls.train_ds)&contents(dls.valid_ds)
+
+def test_a_held_out_picture_is_trained_on_by_no_name(tmp_path):
+    parted(tmp_path, train=5, val=2, test=3)
+    for a,b in ('test/0','train/again'),('val/1','train/b/once more'),('test/2','val/9'),('train/0','train/same'): (tmp_path/'train/b').mkdir(exist_ok=True); shutil.copy(tmp_path/f'{a}.png', tmp_path/f'{b}.png')
+    with pytest.warns(ImagesWarning, match=r'4 of 14 files in .* are copies of others, 3 of them of a picture that another part holds out, and are left out: val/9\.png is test/2\.png'): dls = dls_of(tmp_path)
+    assert [names(d.dataset, tmp_path) for d in dls]==[[f'train/{i}.png' for i in range(5)], ['val/0.png','val/1.png'], [f'test/{i}.png' for i in range(3)]]
+    (tmp_path/'train/linked').symlink_to('../val')                                     # a link to what is held out
+    with pytest.warns(ImagesWarning): assert contents(dls_of(tmp_path).train_ds)==contents(dls.train_ds)
+
+def test_a_part_of_nothing_but_copies(tmp_path):
+    parted(tmp_path, test=3)
+    shutil.copytree(tmp_path/'test', tmp_path/'train')
+    with pytest.warns(ImagesWarning), pytest.raises(ValueError, match="train' holds no image files .* copies of held-out images do not count"): get_dls(tmp_path)
+
+def test_one_picture_many_times_is_told(tmp_path):
+    for i in range(10): save(tmp_path/f'{i}.png', noise(4, 4))
+    with pytest.warns(ImagesWarning, match="9 of 10 files in .* are copies of a single picture, so that training and validation can't differ"): assert dls_of(tmp_path).info.n_train==9
+
+def test_celebahq_without_copies(tmp_path):
+    for i in range(30): Image.fromarray(np.full((256,256,3), i, np.uint8)).save(tmp_path/f'{i:02}.png'); shutil.copy(tmp_path/f'{i:02}.png', tmp_path/f'x{i:02}.png')
+    with pytest.warns(ImagesWarning, match='30 of 60'): dls = dls_of('celebahq256', path=tmp_path)
+    assert (dls.info.n_train, dls.info.n_valid, dls.info.n_test)==(24, 3, 3)
+
+def pgm(path, *values): path.parent.mkdir(parents=True, exist_ok=True); path.write_bytes(f'P5 {len(values)} 1 255\n'.encode()+bytes(values))
+
+def test_plain_folders_are_what_they_were(tmp_path):
+    "Identity and split of runs that exist already"
+    for i in range(20): pgm(tmp_path/'plain'/('sub' if i%3 else '.')/f'{i:02}.pgm', i, 200); pgm(tmp_path/f'two/train/{i}.pgm', i, 5)
+    for part,n in dict(train=8, val=2, test=3).items():
+        for i in range(n): pgm(tmp_path/f'parted/{part}/{i}.pgm', i, len(part)*7+ord(part[0]))
+    for i in range(3): pgm(tmp_path/f'two/test/{i}.pgm', i, 4)
+    plain,own,two = (dls_of(tmp_path/n, seed=3) for n in ('plain','parted','two'))
+    assert [dataclasses.astuple(d.info)[4:] for d in (plain, own, two)]==[
+        (18, 2, 'e60e6cb44eee9adb42d5513ce0917c78063b593469d3ba53c46e0bd2f0034878', 'Drawn at random, 90 % to 10 %, by seed 3.', 0, ''),
+        (8, 2, 'f8b1dcce21d730724e6562c1bdcc268906ae58dbf15b95d5385e877518932954', 'By the subfolders train, val, test.', 3, ''),
+        (18, 2, '051e192b9641b358058b43fc622c5bfc8151d28013d25a85b681a283e19a6b2d', 'By the subfolders train, test; a tenth of train was drawn for validation, the same for every seed.', 3, '')]
+    assert names(plain.valid_ds, tmp_path/'plain')==['06.pgm','sub/11.pgm'] and names(two.valid_ds, tmp_path/'two')==['train/1.pgm','train/8.pgm']
+
+# Files as people have them
+
+def test_icons_on_a_clear_ground_differ(tmp_path):
+    for i in range(12):
+        a = np.zeros((32,32,4), np.uint8); a[8:24,4+i:10+i,3] = 255
+        Image.fromarray(a).save(tmp_path/f'{i}.png')
+    with pytest.warns(ImagesWarning, match='12 of 12 images of .* are transparent in places, and stand on white: 0.png and others'): dls = dls_of(tmp_path, bs=4)
+    assert len(rows(dls.train_ds.levels)|rows(dls.valid_ds.levels))==12
+    x = to_levels(dls.valid.one_batch()[0][0], 256)
+    assert x[:,0,0].tolist()==[255]*3 and x.min()==0
+
+@pytest.mark.parametrize('kept', [True, False])
+def test_twelve_bits_keep_one_range(tmp_path, kept, monkeypatch):
+    "The brightest picture decides for the dark ones; a grey picture of 8 bits stays what it is"
+    if not kept: monkeypatch.setattr(data, 'IN_MEMORY', 0)
+    for i,most in enumerate((4095,1024,255)): Image.fromarray(np.linspace(0, most, 64).round().astype(np.uint16).reshape(8,8)).save(tmp_path/f'{i}.tif')
+    save(tmp_path/'3.png', np.full((8,8), 200, np.uint8))
+    with pytest.warns(ImagesWarning, match='3 images of .* needs 12: the values from 0 to 4095 become'): dls = dls_of(tmp_path)
+    assert isinstance(dls.train_ds, TensorImages if kept else FileImages)
+    most = {f.name: int(ds[i].max()) for ds in (dls.train_ds,dls.valid_ds) for i,f in enumerate(ds.files)}
+    assert most=={'0.tif':255, '1.tif':64, '2.tif':15, '3.png':200}
+    (tmp_path/'0.tif').unlink()
+    with pytest.warns(ImagesWarning, match='needs 11'): less = dls_of(tmp_path).info
+    assert less.sha256!=dls.info.sha256
+
+@pytest.mark.parametrize('make,plain', [(lambda i: np.stack([noise(4, 4)]*3+[0*noise(4, 4)+i], 2), False), (lambda i: noise(4, 4, seed=i).astype(np.uint16)*16, False),
+    (lambda i: noise(4, 4, seed=i).astype(np.uint16)*257, True), (lambda i: np.stack([noise(4, 4, seed=i)]*3+[0*noise(4, 4)+255], 2), True)], ids=['clear','12 bits','16 bits','opaque'])
+def test_the_identity_covers_what_was_done(tmp_path, make, plain):
+    "Where the same bytes gave other pixels in older runs"
+    from hashlib import sha256
+    for i in range(2): Image.fromarray(make(i)).save(tmp_path/f'{i}.png')
+    with warnings.catch_warnings(): warnings.simplefilter('ignore', ImagesWarning); info = dls_of(tmp_path).info
+    assert (info.sha256==sha256('\n'.join(f'{i}.png {sha256((tmp_path/f"{i}.png").read_bytes()).hexdigest()}' for i in range(2)).encode()).hexdigest())==plain
+
+@pytest.mark.parametrize('folder', [b'p', b'caf\xe9'])
+def test_names_in_any_encoding(tmp_path, folder):
+    root = os.path.join(os.fsencode(tmp_path), folder)
+    try: os.makedirs(root)
+    except OSError: pytest.skip('this file system has no such names')
+    root = os.fsdecode(root)
+    for i in range(4): Image.fromarray(noise(4, 4, seed=i)).save(os.path.join(root, os.fsdecode(b'caf\xe9 %d.png'%i)))
+    dls = dls_of(root)
+    json.dumps(dataclasses.asdict(dls.info)).encode(); dls.info.name.encode()
+    assert dls.info.n_train+dls.info.n_valid==4 and len(epoch(dls.train))==3
+    shutil.copy(dls.train_ds.files[0], os.path.join(root, os.fsdecode(b'\xff.png')))
+    with pytest.warns(ImagesWarning) as told: dls_of(root)
+    assert b'\\xff.png' in str(told[0].message).encode()
+    open(os.path.join(root, os.fsdecode(b'\xfe.png')), 'wb').close()
+    with pytest.raises(ValueError) as e: dls_of(root)
+    assert b'\\xfe.png cannot be read' in str(e.value).encode()
+    Image.new('L', (9,9)).save(os.path.join(root, os.fsdecode(b'\xfe.png')))
+    with pytest.warns(ImagesWarning), pytest.raises(ValueError) as e: dls_of(root)
+    assert b'\\xfe.png is 9x9' in str(e.value).encode()
+    monkey = FileImages([dls.train_ds.files[0].with_name(os.fsdecode(b'\xfd.png'))], 'L', (4,4))
+    with pytest.raises(ValueError) as e: monkey[0]
+    assert b'\\xfd.png could not be read' in str(e.value).encode()
+
+def test_endings_do_not_come_from_the_machine(tmp_path):
+    import mimetypes
+    for i,ending in enumerate(('jfif','jpe','jp2','webp','avif','PNG','bmp','tga','gif','ppm')):
+        Image.fromarray(noise(8, 8, 3, seed=i)).save(tmp_path/f'{i}.{ending}')
+    for name in 'labels.h5','notes.txt','film.mpg','paper.pdf','list': (tmp_path/name).write_text('no picture')
+    known = mimetypes.types_map.copy()
+    try:
+        mimetypes.types_map.clear()
+        assert sum(map(len, (dls_of(tmp_path).train_ds, dls_of(tmp_path).valid_ds)))==10
+    finally: mimetypes.types_map.update(known)
+    (tmp_path/'a.heic').write_bytes(b'x')
+    with pytest.warns(ImagesWarning, match=r"1 files in .* are of kinds that can't be read here, and are left out: a\.heic\."): dls_of(tmp_path)
+
+def test_endings_do_not_come_from_what_was_opened_before():
+    code = "import mimetypes; mimetypes.knownfiles = []; mimetypes.init(); from sdn_nb.data import image_endings; print(*sorted(image_endings()))"
+    fresh = subprocess.run([sys.executable,'-W','ignore','-c',code], capture_output=True, text=True, check=True).stdout.split()
+    assert {'.png','.jpg','.jfif','.tif','.webp','.gif','.bmp','.jp2','.mpo'}<={*fresh}=={*data.image_endings()} and '.h5' not in fresh
+
+def test_hidden_files_of_other_systems(tmp_path):
+    pictures(tmp_path, 5)
+    for name in '._00.png','.DS_Store','Thumbs.db','desktop.ini','__MACOSX/00.png','@eaDir/00.png/THUMB.png','.thumbnails/1.png','$RECYCLE.BIN/1.png','sub/__MACOSX/._1.png':
+        (tmp_path/name).parent.mkdir(parents=True, exist_ok=True); (tmp_path/name).write_bytes(b'no picture')
+    assert dls_of(tmp_path).info.n_train==4
+
+def test_what_is_no_regular_file(tmp_path):
+    pictures(tmp_path, 3); os.mkfifo(tmp_path/'pipe.png')
+    with pytest.raises(ValueError, match=r'pipe\.png cannot be read as an image \(it is not a regular file\)'): get_dls(tmp_path)
+    (tmp_path/'pipe.png').unlink(); (tmp_path/'gone.png').symlink_to('nowhere.png')
+    with pytest.raises(ValueError, match=r'gone\.png cannot be read as an image'): get_dls(tmp_path)
+    (tmp_path/'gone.png').unlink(); (tmp_path/'me.png').symlink_to('me.png')
+    with pytest.raises(ValueError, match=r'me\.png cannot be read as an image'): get_dls(tmp_path)
+
+def test_a_folder_of_anything_is_refused_soon(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, 'MOST_OTHERS', 50)
+    pictures(tmp_path, 6)
+    for i in range(60): (tmp_path/f'{i:02}.txt').touch()
+    assert dls_of(tmp_path).info.n_train==5                                            # a text to ten images is no wonder
+    for i in range(10): (tmp_path/f'x{i}').touch()
+    (tmp_path/'deeper').mkdir(); monkeypatch.setattr(data.Path, 'read_bytes', lambda f: pytest.fail('was read'))
+    with pytest.raises(ValueError, match='holds 70 files that are no images and, so far, 6 that are, .* Give the folder of the images alone'): get_dls(tmp_path)
+
+def test_a_folder_that_cannot_be_looked_into(tmp_path, monkeypatch):
+    pictures(tmp_path, 3); (tmp_path/'mine').mkdir()
+    def scandir(at, real=os.scandir):
+        if str(at).endswith('mine'): raise PermissionError(13, 'Permission denied')
+        return real(at)
+    monkeypatch.setattr(data.os, 'scandir', scandir)
+    with pytest.raises(ValueError, match=r"mine' can't be looked into \(Permission denied\)"): get_dls(tmp_path)
+
+@pytest.mark.parametrize('kw,words', [(dict(num_workers=-1), 'num_workers is -1;'), (dict(num_workers='2'), "num_workers is '2';"), (dict(path=3), 'path is 3;'), (dict(size=10**9), 'size is 1000000000;'),
+    (dict(repeat=10**12), 'repeat is 1000000000000, which makes')], ids=str)
+def test_absurd_arguments(folder, kw, words):
+    with pytest.raises(ValueError, match=words): get_dls(folder, **kw)
+
+@pytest.mark.parametrize('k,words', [(torch.rand(4,1,8,8), 'torch.float32'), (torch.zeros(4,3,8,8).byte(), r'shape \(3, 8, 8\)'), (torch.full((4,1,8,8), 17).byte(), 'up to 17'),
+    (torch.zeros(4,1,8,9).byte(), r'shape \(1, 8, 9\)'), (np.zeros((4,1,8,8), np.uint8), 'uint8')], ids=str)
+def test_a_source_whose_images_are_not_what_it_says(registered, k, words):
+    class Own:
+        flip,num_workers = False,0
+        def __len__(self): return len(k)
+        def __getitem__(self, i): return k[i]
+    info = DataInfo('mine', 1, (8,8), 17, 4, 4, 'ab', 'by hand')
+    register_dataset('mine', lambda seed, flip, path: (Own(), Own(), None, info))
+    with pytest.raises(ValueError, match=f'the sets of mine must hold images of torch.uint8 and shape .* there is .*{words}'): get_dls('mine')
+    if isinstance(k, torch.Tensor) and k.is_floating_point():
+        with pytest.raises(ValueError, match='`levels` must be uint8'): TensorImages(k)
 
 # What a run kept
 
