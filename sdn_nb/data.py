@@ -36,6 +36,7 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 from torchvision.utils import make_grid
 
+from .saving import as_path
 from .shapes import Shapes3D, Shapes3DFile, DSpritesFile
 from .sources import (
     ImagesWarning, as_levels, as_shown, bits_of, eight_bits, is_array_file, part_names, printable, read_array_file,
@@ -539,7 +540,7 @@ def _parted(folder, files, subfolders):
             refuse(
                 f"has a subfolder {printable(names[0])} and a subfolder {printable(names[1])};"
                 f" {meant} is one of them. Rename the other, or put both into one.")
-        found |= {part: (n, _below(folder/n, files)) for n in names}
+        for n in names: found[part] = n,_below(folder/n, files)
     held = [n for part,(n,some) in found.items() if part!='train' and some]
     train,trained = found.get('train', ('', []))
     if held and not train:
@@ -618,7 +619,7 @@ def _all_256(files, sizes):
     return 256,256
 
 def _celebahq256(seed, flip, path):
-    folder = fastai_path('data')/'celebahq256' if path is None else Path(path).expanduser()
+    folder = fastai_path('data')/'celebahq256' if path is None else as_path(path)
     if not folder.is_dir():
         raise FileNotFoundError(
             f"celebahq256: there is no folder {folder}. Nothing is downloaded; "
@@ -685,7 +686,7 @@ def _factor_images(name, flip, images):
 # %% ../nbs/06_data.ipynb #fba9a25e
 def _file_in(path, name):
     "The file of this name in a folder, or the file that `path` is"
-    path = Path(path or '.').expanduser()
+    path = as_path(path or '.')
     return path/name if path.is_dir() else path
 
 _DSPRITES = 'dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz'
@@ -738,7 +739,7 @@ def _as_folder(name, path=None):
             f"name_or_folder is {name!r}; it must be one of {', '.join(DATASETS)}, a folder, a file .npy or .npz, or"
             " images: an array, a dataset, a DataLoader, or a tuple or dict of these.")
     if path is not None: name = Path(path)/name
-    folder = Path(name).expanduser()
+    folder = as_path(name)
     if folder.is_dir() and name!='': return folder
     if folder.exists():
         raise ValueError(

@@ -19,6 +19,7 @@ from fastprogress import progress_bar
 from PIL import Image
 from torchvision.datasets import CIFAR10, FashionMNIST
 from torchvision.datasets.utils import calculate_md5
+from .saving import as_path
 
 # %% ../nbs/engine/formats.ipynb #841ca497
 def _idx_array(f, file):
@@ -55,7 +56,7 @@ def read_idx(
 def _find_folder(name, path, places, marks, fetch=None):
     """The first folder with one file of each group in `marks`, or else with one of any: `path`, or a subfolder of it
     that `places` names. Without `path`, the same in fastai's data folder, after fetching if need be."""
-    root = fastai_path('data') if path is None else Path(path).expanduser()
+    root = fastai_path('data') if path is None else as_path(path)
     if path is not None and not root.is_dir():
         raise FileNotFoundError(f"{name}: path is {str(path)!r}, and there is no such folder.")
     folders = [root/p for p in (places if path is None else ('.',*places))]

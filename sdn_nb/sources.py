@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from fastprogress import progress_bar
 from PIL import Image, ImageOps
+from .saving import as_path
 
 # %% ../nbs/engine/sources.ipynb #b004095d
 def _to_bytes(a, what):
@@ -268,7 +269,7 @@ def read_array_file(
     path, # a file .npy or .npz
 ):        # an array, or a dict of arrays by their names
     "Read arrays; raises `FileNotFoundError` where there is no such file, `ValueError` where it is damaged"
-    path = Path(path).expanduser()
+    path = as_path(path)
     if not path.is_file(): raise FileNotFoundError(f"get_dls: there is no file {path}.")
     try:
         found = np.load(path, allow_pickle=False)

@@ -634,7 +634,7 @@ def test_absurd_arguments(folder, kw, words):
     with pytest.raises(ValueError, match=words): get_dls(folder, **kw)
 
 @pytest.mark.parametrize('k,words', [(torch.rand(4,1,8,8), 'torch.float32'), (torch.zeros(4,3,8,8).byte(), r'shape \(3, 8, 8\)'), (torch.full((4,1,8,8), 17).byte(), 'up to 17'),
-    (torch.zeros(4,1,8,9).byte(), r'shape \(1, 8, 9\)'), (np.zeros((4,1,8,8), np.uint8), 'uint8')], ids=str)
+    (torch.zeros(4,1,8,9).byte(), r'shape \(1, 8, 9\)'), (np.zeros((4,1,8,8), np.uint8), 'uint8')], ids=['type','channels','levels','size','array'])
 def test_a_source_whose_images_are_not_what_it_says(registered, k, words):
     class Own:
         flip,num_workers = False,0
