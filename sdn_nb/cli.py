@@ -17,8 +17,8 @@ from .saving import CONFIG, WEIGHTS, as_path, atomic, model_folder, shipped
 from .saving import read_config as read_model_config
 from .vae import PRESETS, RECIPES, SDNVAE, VAEConfig, change_fields
 from .vae import is_preset_file, preset_config, preset_recipe
-from .sources import is_array_file
-from .data import DATASETS, DamagedFileWarning, as_parts, make_dls
+from .sources import ImagesWarning, is_array_file
+from .data import DATASETS, as_parts, make_dls
 from .threads import COUNTED, choose_threads, computing_with, threads_note
 from .runs import IMAGES, PICTURES, SAMPLES, RECONSTRUCTIONS, TENSORBOARD, PRICES, DRAWN, Settings
 from .runs import begin, check_folder, held, own_files, read_config, read_run, record, run_dls, run_identity
@@ -61,7 +61,7 @@ def _open(settings, data):
         warnings.simplefilter('always')
         sets,info = run_images(settings, data)
     for w in told:
-        if not issubclass(w.category, DamagedFileWarning):
+        if not issubclass(w.category, ImagesWarning):
             warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
         elif not rank_distrib(): print(f'note    {w.message}')
     return sets,info
