@@ -128,8 +128,10 @@ def _sound_prices(identity, records, size):
     "Prices by the position of the first image, of records that are as they were written"
     if all(isinstance(r, list) for r in records):                       # an earlier version's, which only counted
         records = [_record(identity, i*size, [float(b) for b in r]) for i,r in enumerate(records)]
-    unchanged = (r for r in records if r['check']==_record(identity, r['first'], r['bits'])['check'])
-    return {r['first']: r['bits'] for r in unchanged}
+    def sound(first, bits, check):
+        whole = len(bits)==min(size, identity['images']-first)
+        return whole and check==_record(identity, first, bits)['check']
+    return {r['first']: r['bits'] for r in records if sound(r['first'], r['bits'], r['check'])}
 
 def _finished(file, identity, size):
     "Prices in `file` by position; a ValueError where it is of another evaluation, or no such file"
@@ -195,9 +197,8 @@ def iw_bpd(
     with at_rest(model, seed), torch.random.fork_rng(), _kept(file, identity, size) as (done,keep):
         for i,x in enumerate(progress_bar(_groups(dl, size), total=-(-n//size), leave=False, display=progress)):
             first = i*size
-            known = done.get(first, ())
-            bits += known if len(known)==len(x) else keep(
-                first, _iw_bits(model, x, samples, bs, _generator(seed, first, x.device)))
+            if first in done: bits += done[first]
+            else: bits += keep(first, _iw_bits(model, x, samples, bs, _generator(seed, first, x.device)))
             if time.monotonic()>stop: break
     return _estimate('iw_bpd', bits, samples)
 

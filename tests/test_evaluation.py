@@ -314,3 +314,7 @@ def test_images_that_are_not_finite_have_no_price():
     x = torch.zeros(3,1,8,8); x[1,0,2,2] = math.nan
     for f in (lambda: elbo_estimate(model, loader(x), progress=False), lambda: iw(model, loader(x), 2)):
         with pytest.raises(ValueError, match=r'images \[1\] of a batch, counted from 0, are not finite'): f()
+
+def test_a_short_line_of_an_earlier_version_moves_nothing(tmp_path):
+    def older(lines): return [json.dumps(json.loads(l)['bits'][:1 if i==2 else None])+'\n' for i,l in enumerate(lines)]
+    with pytest.warns(UserWarning, match='1 lines'): assert tampered(tmp_path, older)==1
