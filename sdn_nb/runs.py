@@ -251,7 +251,7 @@ def run_identity(
     config,            # definition of its model, a dataclass
     info:DataInfo,     # its images
 )->str:                # 16 hexadecimal digits
-    "What a run is known by: the same for the same images, model and settings, wherever they lie and however long it goes"
+    "What a run is known by: the same for the same images, model and settings, wherever they lie, however long it goes"
     part = {f.name: getattr(settings, f.name) for f in fields(settings) if not f.metadata.get('free')}
     what = dict(model=asdict(config), data=asdict(info), training=part | dict(dataset=None))
     return sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
@@ -283,7 +283,8 @@ def _is_run(folder):
 
 def _is_free(folder):
     "Whether a folder holds nothing but what a run leaves that was killed before it had saved a weight"
-    def is_left(name): return is_ours(name) and name not in {*FILES}-{CONFIG} and not name.startswith(('iw_','samples_'))
+    worth = {*FILES}-{CONFIG}
+    def is_left(name): return is_ours(name) and name not in worth and not name.startswith(('iw_','samples_'))
     return all(is_left(p.name) for p in folder.iterdir())
 
 
@@ -327,7 +328,7 @@ def _take(lock):
 def held(
     run:Path, # the run's folder; it is made where it is missing, and removed again if nothing was written into it
 ):
-    "Keep other processes out of a run's folder; raises `OSError` where it can't be written, `ValueError` where one is in"
+    "Keep others out of a run's folder; raises `OSError` where it can't be written, `ValueError` where another is in it"
     made = [p for p in (run,*run.parents) if not p.exists()]
     run.mkdir(parents=True, exist_ok=True)
     lock,over = run/LOCK,Event()

@@ -129,7 +129,7 @@ def as_files(self:Pretrained,
     "A model as the two files that it is saved in"
     config = json.dumps({'model': asdict(self.config), **more}, indent=2)
     tensors = {k: v.contiguous() for k,v in self.state_dict().items()}
-    notes = dict(sha256=tensor_digest(tensors), run=more.get('run'))    # as one: safetensors writes several in any order
+    notes = dict(sha256=tensor_digest(tensors), run=more.get('run'))    # one text: several have no order in the file
     return {CONFIG: config.encode(), WEIGHTS: save(tensors, {NOTES: json.dumps(notes)})}
 
 # %% ../nbs/engine/saving.ipynb #dc00ed9a

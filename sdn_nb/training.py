@@ -626,7 +626,8 @@ class RunFolder(Callback):
         folder,               # where the run lives, made if missing
         replace:tuple=(),     # files of an older run to remove when this one is first saved; nothing is resumed then
         minutes:float=10.,    # time between two checkpoints in the middle of an epoch; 0 for every batch
-        **sections,           # JSON sections for config.json beside the model's; `run`, an identity, goes into all files
+        # JSON sections for config.json beside the model's; `run`, an identity, goes into weights and checkpoint too
+        **sections,
     ):
         self.folder,self.replace = as_path(folder),replace
         self.minutes,self.sections = minutes,sections
@@ -645,14 +646,14 @@ def before_fit(self:RunFolder):
             " vae_learner makes a learner that has both EMA and Guard.")
     if rank_distrib() and n_processes()==1:
         raise ValueError(
-            f"RunFolder: RANK is {rank_distrib()} in the environment of a single process, and fastai would leave writing"
-            " to another. Unset RANK, or start several processes with WORLD_SIZE, as torchrun does.")
+            f"RunFolder: RANK is {rank_distrib()} in the environment of a single process, and fastai would leave"
+            " writing to another. Unset RANK, or start several processes with WORLD_SIZE, as torchrun does.")
     self.folder.mkdir(parents=True, exist_ok=True)                      # if it can't be, that is known now
     self.write_row,self.done,self.resumed = None,0,{}
     self.saved_at = time.monotonic()
     if not self.checkpoint.exists() or self.replace: return
     self.load()
-    if not rank_distrib(): self._write()                                # a process may have ended before it had renamed all
+    if not rank_distrib(): self._write()                                # a killed process may not have come to all
 
 # %% ../nbs/07_training.ipynb #3933592e
 @patch
@@ -740,7 +741,8 @@ def _state(self:RunFolder, done):
     scaler = learn.scaler.state_dict() if hasattr(learn, 'scaler') else None
     loader = self.loader if done else self.dls.train.rng.getstate()
     chance = dict(loader=loader, random=_gather(_random_state(model.top.device)))
-    return dict(format=2, run=self.sections.get('run'), **where, **told, **weights, **half_done, scaler=scaler, **chance)
+    run = self.sections.get('run')
+    return dict(format=2, run=run, **where, **told, **weights, **half_done, scaler=scaler, **chance)
 
 # %% ../nbs/07_training.ipynb #3ef48e3b
 def _write_checkpoint(state, file):
@@ -805,7 +807,8 @@ def _read(self:RunFolder):
     run,now = state.get('run'),self.sections.get('run')
     if run and now and run!=now:
         raise ValueError(
-            f"RunFolder: {self.checkpoint} is of another run than {CONFIG}. Copy both from one run, or begin a new one.")
+            f"RunFolder: {self.checkpoint} is of another run than {CONFIG}."
+            " Copy both from one run, or begin a new one.")
     began,now = len(state['random']),n_processes()
     if began!=now:
         raise ValueError(
