@@ -9,6 +9,7 @@ __all__ = ['PAGE', 'Compared', 'read_compared', 'differing_settings', 'measured'
 # %% ../nbs/engine/compare.ipynb #6513270e
 import html,io,json,math,matplotlib
 from base64 import b64encode
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 import pandas as pd
@@ -206,8 +207,10 @@ def sample_picture(
     """Samples drawn anew where the weights are there, this version can build the model and its pictures are finite,
     else the run's own picture; raises `ValueError` for damaged weights"""
     if run.parameters is not None and (run.folder/WEIGHTS).exists():
-        x = prior_samples(SDNVAE.from_pretrained(run.folder), n, seed=seed)[0]
-        if x.isfinite().all(): return to_png(x, math.isqrt(n-1)+1, 360),f'drawn anew, seed {seed}, temperature 1'
+        model = SDNVAE.from_pretrained(run.folder)
+        with suppress(ValueError):                                      # of pictures that are not finite
+            x = prior_samples(model, n, seed=seed)[0]
+            return to_png(x, math.isqrt(n-1)+1, 360),f'drawn anew, seed {seed}, temperature 1'
     if (file := run.folder/SAMPLES).exists(): return file.read_bytes(),f"the run's {SAMPLES}"
     return None,''
 

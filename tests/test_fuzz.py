@@ -345,16 +345,17 @@ def parts(w):
         'published.hyper_parameter': dict(hp=dict(depth=3), name='depth', kind=int, default=None), 
         'scan.lines.to_lines': dict(x=x4(), direction='right'), 'scan.lines.n_lines': dict(x=x4(), direction='right'), 'scan.reference.turn': dict(x=x4(), direction='right'),
         'scan.reference.check_arguments': dict(x=x4(), **weights(), direction='right'),
-        'sources.is_grey': dict(mode='L'), 'results.unmeasured': dict(), 
+        'saving.as_path': dict(path=w.out), 'saving.read_json': dict(file=run/'config.json'), 'layers.is_number': dict(value=1.), 'layers.is_whole': dict(value=1, least=1),
+        'sources.printable': dict(path=w.out), 'sources.part_names': dict(names=['train','valid']), 'sources.is_grey': dict(mode='L'), 'results.unmeasured': dict(), 
     }
 
 # What has no call in the tables, and why
 NOT_CALLED = {
     'they hold what they are given, and look at nothing': '''analysis.Nearest analysis.Band analysis.BlockBits evaluation.Estimate disentanglement.DCI disentanglement.Score explore.Pictures grid.Pace
-        ladder.Rung memory.Memory compare.Compared published.Published vae.VAEOutput data.DataSet data.DamagedFileWarning scan.Backend scan.op.Backend saving.Pretrained training.Autocast
+        ladder.Rung memory.Memory compare.Compared published.Published vae.VAEOutput data.DataSet data.DamagedFileWarning sources.ImagesWarning scan.Backend scan.op.Backend saving.Pretrained training.Autocast
         training.StepGraphs training.CheckPixels training.EpochTable training.VAELearner data.ImageDL disentanglement.Drawn runs.setting showdoc.TblRenderer''',
     'called as commands below': 'bench.sdn_bench cli.sdn_train cli.sdn_eval cli.sdn_sample cli.sdn_explore cli.train compare.sdn_compare grid.sdn_grid',
-    'they take nothing': 'cli.list_choices hub.hub_library hub.hub_endpoint saving.shipped scan.compiled.compiler scan.compiled.missing_compiler scan.compiled.n_threads scan.cpp_sweep.cpp_prepare scan.op.is_going_to_onnx shapes.Shapes3D shapes.Sprites threads.wait_briefly training.n_processes',
+    'they take nothing': 'data.image_endings cli.list_choices hub.hub_library hub.hub_endpoint saving.shipped scan.compiled.compiler scan.compiled.missing_compiler scan.compiled.n_threads scan.cpp_sweep.cpp_prepare scan.op.is_going_to_onnx shapes.Shapes3D shapes.Sprites threads.wait_briefly training.n_processes',
     'they would ask the network, or a service': 'hub.hub_folder hub.send_folder hub.plain_hub_errors training.wandb_logger',
     'they would look for files of hundreds of megabytes': 'formats.read_fashion_mnist formats.read_cifar10 formats.read_imagenet32 shapes.Shapes3DFile shapes.DSpritesFile',
     'they need a GPU, minutes, or so many processes': 'threads.spinning bench.device_profile bench.measure_step bench.measure_busy_training grid.measure_pace scan.triton_sweep.resources',
@@ -368,8 +369,9 @@ NOT_CALLED = {
         distributions.Likelihood distributions.DiscretizedLogistic distributions.leaning_mean distributions.Bernoulli betavae.UnitGaussian disentanglement.number_rows disentanglement.source disentanglement.trials''',
     'they change what others see: a compiled library, a backend, the processes': 'scan.compiled.load_library scan.register_backend training.distribute',
     'arithmetic and words of our own numbers, which were checked before': '''plan.steps_in plan.epochs_in plan.time_step plan.told_time published.our_order results.machine threads.threads_note
-        vae.size_that_fits data.FileImages runs.read_settings''',
-    'decorators and blocks whose arguments stand in our own code': 'commands.command commands.plain_errors bench.check_sizes threads.flush_output published.blaming saving.as_tuples saving.require vae.name_layer',
+        vae.size_that_fits data.FileImages runs.read_settings runs.run_identity saving.tensor_digest sources.as_shown sources.bits_of sources.tell sources.tell_range
+        vae.as_images vae.check_pictures vae.plain_numbers''',
+    'decorators and blocks whose arguments stand in our own code': 'commands.command commands.plain_errors bench.check_sizes threads.printing layers.require_argument runs.held published.blaming saving.as_tuples saving.require vae.name_layer',
     'the reader of checkpoints, which `read_published` calls': 'published.published_config published.our_outputs published.choose_weights',
     'peers and tools of the benchmark, which gives them what fits': 'bench.published bench.loop bench.floor bench.seconds bench.in_turn bench.saved_bytes bench.fill_in_turn',
     'of the site': 'showdoc.param_table showdoc.rm_default_exp',
@@ -540,7 +542,7 @@ def outcome(f, arguments, name, argument, value, kind):
 KNOWN_ARGUMENTS = {
     'analysis.prior_samples': 'seed',
     'analysis.reconstructions': 'x seed',
-    'analysis.interpolations': 'x0 x1 seed',
+    'analysis.interpolations': 'seed',
     'analysis.neighbourhood': 'x seed',
     'analysis.show_neighbourhood': 'x',
     'analysis.nearest': 'x',
@@ -551,12 +553,10 @@ KNOWN_ARGUMENTS = {
     'analysis.block_variance': 'z seed',
     'analysis.show_maps': 'maps titles',
     'analysis.receptive_field': 'shape seed',
-    'analysis.save_samples': 'n seed',
+    'analysis.save_samples': 'seed',
     'analysis.save_reconstructions': 'x',
-    'betavae.BetaVAE.forward': 'x',
-    'commands.use': 'file',
     'compare.sample_picture': 'seed',
-    'data.get_dls': 'name_or_folder repeat',
+    'data.get_dls': 'name_or_folder',
     'data.open_images': 'name_or_folder',
     'data.show_images': 'nrow',
     'data.FewerLevels': 'levels',
@@ -572,25 +572,21 @@ KNOWN_ARGUMENTS = {
     'evaluation.elbo_bpd': 'seed',
     'evaluation.at_rest': 'seed',
     'explore.variants': 'x',
-    'explore.explore_run': 'run',
-    'ladder.LadderBlock': 'h z features context',
-    'layers.SubLayer': 'n_features',
-    'layers.SDNLayer': 'in_channels out_channels n_features kernel_size',
-    'layers.ResSDN': 'in_channels out_channels n_features kernel_size',
+    'layers.SDNLayer': 'in_channels out_channels kernel_size',
+    'layers.ResSDN': 'in_channels out_channels kernel_size',
     'layers.NonLocal': 'channels n_features',
     'layers.conv2x2': 'in_channels out_channels',
     'layers.matching_width': 'target',
     'layers.convolution': 'in_channels out_channels kernel_size',
     'plan.fit_config': 'image_size',
     'results.gpu_result': 'name',
-    'runs.record': 'run',
     'scan.scan_reference': 'x weight_ih weight_hh bias_ih bias_hh',
     'sources.read_array_file': 'path',
     'vae.SDNVAE.forward': 'x',
     'vae.SDNVAE.log_weights': 'x n',
     'vae.SDNVAE.encode': 'x',
-    'vae.SDNVAE.sample': 'n',
     'vae.free_bits_loss': 'free_bits',
+    'sdn_eval': 'path',
 }
 KNOWN = {(name,argument) for name,arguments in KNOWN_ARGUMENTS.items() for argument in arguments.split()}
 
@@ -693,7 +689,7 @@ def test_drawn_values(w, module):
 def commands(w):
     "command -> (what would take long, options that work): None for a flag, a list for arguments without a name"
     model = dict(bs='4', lr='.01', seed='0', size='8', width='6', accumulate='1', warmup='0', minutes='10', sample_every='0', threads='1')
-    train = dict(dataset=[w.folder/'images'], preset='digits', epochs='1', out=w.out/'run', path=w.folder/'images', damaged='stop', init=w.run, set='free_bits=.1', **model)
+    train = dict(dataset=[w.folder/'images'], preset='digits', epochs='1', out=w.out/'run', path=w.folder/'images', damaged='stop', set='free_bits=.1', **model)
     grid = dict(out=[w.out/'grid'], archs='conv', betas='1', seeds='0', path=w.folder, device='cpu', max_hours='1', data='bars', iterations='2', anneal='1', bs='4', lr='.001', z='3', features='4',
         n_directions='1', scale='8', likelihood='logistic', every='1', trials='10')
     bench = dict(shapes='1,2,2', directions='right', precisions='fp32', backends='torch', device='cpu', rounds='1', steps='digits', busy='1', out=w.out/'bench.json')
@@ -706,15 +702,17 @@ def commands(w):
         sdn_bench=bench, sdn_grid=grid)
 
 TEXTS = ['', ' ', 'nonsense', '0', '-1', '2', '1.5', 'nan', 'inf', '-inf', '1e400', '9'*30, '1,2', '1 1', 'a b', '[]', 'h=', '=', 'h=nan', 'h=[', 'depth=1000000000000', 'x'*5000, 'a\nb', 'a\0b', '\udcff',
-    '~', '~none/x', '.', '/proc/none', 'owner/', 'a/b/c', 'cuda:7', 'meta', 'digits', '\u2028']
+    '~none/x', 'owner/', 'a/b/c', 'cuda:7', 'meta', 'digits', '\u2028']
 
+PLACES = ['', ' ', 'nonsense', 'x'*5000, 'a\nb', 'a\0b', '\udcff', '~', '~none/x', '.', '/proc/none', '\u2028']
 NUMBERS = ['', 'nonsense', '0', '-1', '1.5', 'nan', 'inf', '1e400', '9'*30]
 
 def stubs():
     "What commands come to when all is checked, and would take long"
     from fastai.learner import Learner
     no = [(Learner,'fit_flat_cos',reach), (m.cli,'time_step',lambda step: .1), (m.cli,'elbo_estimate',reach), (m.grid,'run_cell',reach), (m.grid,'measure_pace',lambda *args, **kw: m.grid.Pace(1e-6, 1e-6, 10)),
-        (m.bench,'seconds',lambda *args, **kw: .1), (m.bench,'measure_step',reach), (m.bench,'measure_busy',reach), (m.bench,'measure_busy_training',reach), (m.compare,'draw_curves',reach)]
+        (m.bench,'seconds',lambda *args, **kw: .1), (m.bench,'measure_step',reach), (m.bench,'measure_busy',reach), (m.bench,'measure_busy_training',reach), (m.compare,'comparison_page',lambda runs: 'a page'),
+        (m.plan,'training_memory',lambda cfg: m.memory.Memory(1, 1))]
     with contextlib.suppress(ImportError):
         from voila.app import Voila
         no.append((Voila,'launch_instance',classmethod(reach)))
@@ -742,14 +740,15 @@ def run_command(command, options):
 def spoiled(w, base):
     "Texts in the place of one; paths where there was a path"
     first = base[0] if isinstance(base, list) else base
-    texts = TEXTS+[str(p) for p in w.paths] if isinstance(first, Path) else NUMBERS if first.strip('.').replace('.', '').isdigit() else TEXTS
+    texts = PLACES+[str(p) for p in w.paths] if isinstance(first, Path) else NUMBERS if first.strip('.').replace('.', '').isdigit() else TEXTS
     return [[t,*base[1:]] for t in texts] if isinstance(base, list) else texts
 
 @pytest.mark.parametrize('command', ['sdn_train','sdn_eval','sdn_sample','sdn_compare','sdn_explore','sdn_bench','sdn_grid'])
 def test_commands_say_it_in_a_line(w, command):
     options,found = commands(w)[command],{}
     if command=='sdn_explore': pytest.importorskip('voila')
-    for option,base in dict(options, use=w.folder/'registers_nothing.py').items():
+    more = dict(use=python_file(w)) | (dict(init=w.run) if command=='sdn_train' else {})
+    for option,base in (options|more).items():
         for value in spoiled(w, base):
             if (command,option) not in found and (what := run_command(command, {**options, option: value})): found[command,option] = repr(value)[:60],what
     compare_with_known(found, command)
