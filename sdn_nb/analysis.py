@@ -445,8 +445,7 @@ def save_samples(
     """Draw new images as one grid; raises `ValueError`, and writes nothing, for a temperature that can't be, or at
     which pictures are not finite"""
     _check_counts('save_samples', n=n)
-    g = torch.Generator(model.top.device).manual_seed(seed)
-    x = model.sample(n, temperature, g)
+    with at_rest(model, seed) as g: x = model.sample(n, temperature, g)
     rows = -(-n//8)
     told = ', '.join(f'{float(t):g}' for t in np.atleast_1d(temperature))
     with picture(path, 8, rows*x.shape[2]/x.shape[3]+.3) as ax:

@@ -46,12 +46,14 @@ def at_rest(
     seed:int,        # start of the generator
 ):
     """Evaluation mode and no gradients inside the block; afterwards every part has its mode back.
-    Gives a generator on the model's device, started at `seed`."""
+    Gives a generator on the model's device, started at `seed`; raises `ValueError` for what is no seed."""
+    allowed = 'a whole number, 0 to 2**63-1'
+    require_argument('at_rest', '`seed`', seed, is_whole(seed, 0) and seed<2**63, allowed)
     modes = [(m, m.training) for m in model.modules()]
     device = next(model.parameters(), torch.empty(0)).device
     model.eval()
     try:
-        with torch.no_grad(): yield torch.Generator(device).manual_seed(seed)
+        with torch.no_grad(): yield torch.Generator(device).manual_seed(int(seed))
     finally:
         for m,training in modes: m.training = training
 

@@ -80,7 +80,10 @@ def convolution(
     bias:bool=True,        # add a bias to the output?
     padding_mode:str='zeros', # what the border holds, as for `nn.Conv2d`; a transposed convolution takes zeros only
 )->nn.Module:              # (B, in, H, W) -> (B, out, H', W')
-    "A convolution, or a transposed one where a layer upsamples"
+    "A convolution, or a transposed one where a layer upsamples; raises `ValueError` for channels or a side below 1"
+    for name,n in dict(in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size).items():
+        ok = all(map(is_whole, n if isinstance(n, (tuple,list)) else [n]))
+        require_argument('convolution', f'`{name}`', n, ok, 'a whole number, at least 1')
     kind = nn.ConvTranspose2d if upsample else nn.Conv2d
     more = dict(dilation=dilation, bias=bias, padding_mode=padding_mode)
     return kind(in_channels, out_channels, kernel_size, stride, padding, **more)

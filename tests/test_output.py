@@ -10,7 +10,7 @@ import sys
 from types import SimpleNamespace
 from sdn_nb import threads
 def main():
-    print('4\xd74\n'*10_000)
+    print('4\xd74\n'*100_000)
     if 'fails' in sys.argv: sys.exit('error: it fails')
     if 'breaks' in sys.argv: raise ZeroDivisionError
 sys.modules['sdn_nb.told'] = SimpleNamespace(told=SimpleNamespace(main=main))
