@@ -621,7 +621,7 @@ class _LaterBatches:
 # %% ../nbs/07_training.ipynb #42e4396f
 class RunFolder(Callback):
     "Write the run of a learner made by `vae_learner` to a folder as it goes on, or resume it from its checkpoint"
-    order = 70                # after the recorder and the progress bar
+    order = 62.5              # after the recorder and fastai's trackers, but before the one that stops a fit
     def __init__(self,
         folder,               # where the run lives, made if missing
         replace:tuple=(),     # files of an older run to remove when this one is first saved; nothing is resumed then

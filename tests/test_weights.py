@@ -269,6 +269,12 @@ def test_early_stopping(make):
     learn.fit(5, cbs=EarlyStoppingCallback(monitor='bpd', comp=np.less, min_delta=10., patience=2))
     assert len(learn.begin.after)==3 and torch.equal(inside(learn), learn.begin.judged[-1]) and at_rest(learn) and begins_from_training(learn)
 
+def test_a_run_that_is_stopped_early_has_its_last_epoch(make, tmp_path):
+    learn = make(RunFolder(tmp_path/'run'))
+    learn.fit(5, cbs=EarlyStoppingCallback(monitor='bpd', comp=np.less, min_delta=10., patience=2))
+    assert len((tmp_path/'run/history.csv').read_text().splitlines())==1+3
+    assert torch.equal(flat(SDNVAE.from_pretrained(tmp_path/'run').state_dict()), inside(learn))
+
 def test_the_rate_falls_on_a_plateau(make):
     learn = make()
     learn.fit(4, cbs=ReduceLROnPlateau(monitor='bpd', comp=np.less, min_delta=10., patience=1, factor=10.))
