@@ -52,6 +52,13 @@ def _check_one(f, model, x):
             f"{f}: `x` must be one image, (1, {model.config.channels}, H, W), got shape {tuple(x.shape)}. "
             "Of a batch take x[i:i+1].")
 
+def _check_axes(f, name, x, *axes):
+    "Refuse what is no tensor of these axes, none of them empty"
+    ok = isinstance(x, torch.Tensor) and x.ndim==len(axes) and x.numel()>0
+    got = tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
+    require_argument(f, f'`{name}`', got, ok, f"a tensor ({', '.join(axes)}), no axis of it empty")
+
+
 # %% ../nbs/10_analysis.ipynb #4d01cd9f
 def show_rows(
     x:Tensor,     # images, (R, n, C, H, W) in [-1, 1]: R rows of n
@@ -100,6 +107,7 @@ def reconstructions(
     bs:int=64,    # images at a time
 )->Tensor:        # (2, B, C, H, W): the images, and what encoding and decoding leaves of them
     "Images above their reconstructions (paper, Fig. 1b)"
+    _check_axes('reconstructions', 'x', x, 'B', 'C', 'H', 'W')
     _check_counts('reconstructions', bs=bs)
     with at_rest(model, seed) as g: left = torch.cat([model.decode(model.encode(b, g)) for b in x.split(bs)])
     return torch.stack([x, left])
@@ -159,6 +167,7 @@ def show_neighbourhood(
     fig=None,     # matplotlib figure or subfigure to draw on; a new one if None
 ): # the figure
     "Draw groups of neighbours, rows by `keep`, columns by temperature, the middle image framed (paper, Fig. 11)"
+    _check_axes('show_neighbourhood', 'x', x, 'K', 'T', 'side*side', 'C', 'H', 'W')
     K,T,n,_,h,w = x.shape
     side = int(n**.5)
     if fig is None: fig = plt.figure(figsize=(1.9*T, 1.9*K*h/w+.3), layout='constrained')
@@ -205,6 +214,7 @@ def nearest(
 )->Nearest:     # distances, positions and images; of equal distances the first in the set
     """Nearest images of a set by mean squared error, exactly (paper, Fig. 9). Raises `ValueError` where `dl` shuffles,
     drops images, holds fewer than `k`, or images of another shape"""
+    _check_axes('nearest', 'x', x, 'B', 'C', 'H', 'W')
     _check_counts('nearest', k=k)
     if getattr(dl,'shuffle',False) or getattr(dl,'drop_last',False):
         raise ValueError(
@@ -236,6 +246,9 @@ def show_nearest(
     title='',      # above the rows
 ): # the matplotlib axes
     "Draw images above their nearest ones, nearest first (paper, Fig. 9, turned)"
+    n,_,*one = found.images.shape
+    wanted = f'the images that were looked for, {(n, *one)}'
+    require_argument('show_nearest', '`x`', tuple(x.shape), x.shape==(n, *one), wanted)
     labels = ['image',*(f'{i+1}. nearest' for i in range(found.images.shape[1]))]
     return show_rows(torch.cat([x[None], found.images.transpose(0,1)]), labels, ax, title)
 
@@ -273,6 +286,8 @@ def band(
     values:Tensor, # a quantity of several runs, (runs, epochs), NaN where there is no value
 )->Band:           # mean, smallest and largest value at each epoch; NaN where no run has one
     "Mean and range of a quantity over runs, those without a value left out"
+    _check_axes('band', 'values', values, 'runs', 'epochs')
+    values = values.float() if not values.is_floating_point() else values
     missing = values.isnan()
     low = values.masked_fill(missing, torch.inf).amin(0)
     high = values.masked_fill(missing, -torch.inf).amax(0)
@@ -377,6 +392,9 @@ def block_variance(
     seed:int=0,   # of the draws
 )->Tensor:        # (n_blocks, H, W), in squared units of images in [-1, 1]
     "For each block, variance of each pixel when it alone is drawn anew, mean over images and channels"
+    fits = len(z)==len(model.blocks) and all(len(v)==len(z[0])>0 for v in z)
+    wanted = f'{len(model.blocks)} tensors, one for each block, of the same number of images'
+    require_argument('block_variance', '`z`', [tuple(getattr(v, 'shape', ())) for v in z], fits, wanted)
     def of_image(i, block):
         drawn = redraw_block(model, [v[i:i+1] for v in z], block, n, seed+i)
         return drawn.var(0).mean(0)
@@ -392,6 +410,8 @@ def show_maps(
     fig=None,       # matplotlib figure or subfigure to draw on; a new one if None
 ): # the figure
     "Draw maps side by side with one scale of colours"
+    _check_axes('show_maps', 'maps', maps, 'K', 'H', 'W')
+    require_argument('show_maps', '`titles`', titles, len(titles)==len(maps), f'{len(maps)} strings, one for each map')
     maps = maps.detach().float().cpu()
     if fig is None:
         size = 2.2*len(maps)+1,2.2*maps.shape[1]/maps.shape[2]+.6
@@ -414,6 +434,8 @@ def receptive_field(
 )->Tensor:           # (H, W): root mean square over inputs of the gradient's norm
     """How strongly the centre of a layer's output depends on each position of its input (after paper, Fig. 2);
     exactly zero where it does not"""
+    fits = len(shape)==3 and all(map(is_whole, shape))
+    require_argument('receptive_field', '`shape`', shape, fits, '(C, H, W), three whole numbers of at least 1')
     _check_counts('receptive_field', n=n)
     with at_rest(layer, seed) as g, torch.enable_grad():
         x = torch.randn(n, *shape, generator=g, device=g.device, requires_grad=True)

@@ -80,6 +80,7 @@ def show_images(
     x = x[None] if x.ndim==3 else x
     if x.ndim!=4 or x.shape[1] not in (1,3) or not len(x):
         raise ValueError(f"x has shape {tuple(x.shape)}; show_images takes (B, C, H, W) with B>0 and C 1 or 3.")
+    if nrow is not None and nrow<1: raise ValueError(f"show_images: `nrow` must be at least 1, got {nrow!r}.")
     b,_,h,w = x.shape
     nrow = min(b, nrow or int(np.ceil(b**.5)))
     pixels = x.detach().float().cpu().clamp(-1, 1)/2 + .5
@@ -641,6 +642,8 @@ class FewerLevels:
         images, # a set, such as TensorImages or FileImages, with levels 0 to 255
         levels:int, # a power of two, 2 to 256
     ):
+        if levels not in {2**k for k in range(1, 9)}:
+            raise ValueError(f"FewerLevels: `levels` must be a power of two from 2 to 256, got {levels!r}.")
         self.images,self.shift = images,9-levels.bit_length()
         self.flip,self.num_workers = images.flip,images.num_workers
     def __len__(self): return len(self.images)

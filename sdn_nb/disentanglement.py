@@ -34,7 +34,11 @@ class Drawn:
     def codes(self, factors):
         "Codes (..., d) in double precision of factors (..., k)"
         flat = factors.reshape(-1, factors.shape[-1])
-        z = torch.as_tensor(self.encode(flat)).detach().cpu().double().numpy()
+        given = self.encode(flat)
+        try: z = torch.as_tensor(given).detach().cpu().double().numpy()
+        except (RuntimeError,TypeError,ValueError) as e:
+            kind = type(given).__name__
+            raise ValueError(f"encode must return codes (N, d), an array or a tensor, got {kind}.") from e
         if z.ndim!=2 or len(z)!=len(flat) or not z.shape[1]:
             raise ValueError(
                 f"encode returned shape {z.shape} for {len(flat)} combinations of factors; "
@@ -142,6 +146,7 @@ def source(
     if len(found.sizes)<2 or min(found.sizes)<2:
         raise ValueError(
             f"{who}: {what} {tuple(found.sizes)}; a metric needs at least two factors, of at least two values each.")
+    if max(found.sizes)>10**9: raise ValueError(f"{who}: {what} {tuple(found.sizes)}; more than 10**9 values can't be.")
     for name,n in counts.items():
         if n<2: raise ValueError(f"{who}: {name} is {n}; it must be at least 2.")
     return found

@@ -49,6 +49,8 @@ class MaskedConv2d(nn.Conv2d):
         out_channels:int, # channels of the output
         center:bool,      # see the place itself too? never in the first layer of a flow
     ):
+        for name,n in dict(in_channels=in_channels, out_channels=out_channels).items():
+            require_argument('MaskedConv2d', f'`{name}`', n, is_whole(n), 'a whole number, at least 1')
         super().__init__(in_channels, out_channels, 3, padding=1)
         mask = torch.tensor([[1.,1.,1.], [1.,float(center),0.], [0.,0.,0.]])
         self.register_buffer('mask', mask, persistent=False)

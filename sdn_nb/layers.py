@@ -131,7 +131,7 @@ class SDNLayer(nn.Module):
         conv = dict(dilation=dilation, bias=bias, padding_mode=padding_mode)
         self.project_in = convolution(in_channels, n_features, kernel_size, stride, padding, upsample, **conv)
         self.correction = nn.ModuleList(SubLayer(n_features, d, recompute) for d in directions)
-        self.project_out = nn.Conv2d(n_features, out_channels, 1, bias=bias)
+        self.project_out = convolution(n_features, out_channels, 1, padding=0, bias=bias)
 
     def forward(self, x):
         h = torch.tanh(self.project_in(x))
@@ -191,6 +191,8 @@ def matching_width(
     make,       # function from a width to a module whose parameter count grows linearly with it
 )->int:         # the width whose module has the count nearest to target, at least 1
     "Width at which `make(width)` has as many parameters as `target`"
+    ok = is_number(target) and 0<target<float('inf')
+    require_argument('matching_width', '`target`', target, ok, 'a positive number of parameters')
     with torch.device('meta'): one,two = n_params(make(1)),n_params(make(2))
     return max(1, round(1 + (target-one)/(two-one)))
 
@@ -203,8 +205,8 @@ class NonLocal(nn.Module):
         n_features:int, # features of queries, keys and values
     ):
         super().__init__()
-        self.qkv = nn.Conv2d(channels, 3*n_features, 1)
-        self.out = nn.Conv2d(n_features, channels, 1)
+        self.qkv = convolution(channels, 3*n_features, 1, padding=0)
+        self.out = convolution(n_features, channels, 1, padding=0)
 
     def forward(self, x):
         q,k,v = self.qkv(x).flatten(2).transpose(1,2).chunk(3, -1)       # (B, HW, F)
@@ -217,7 +219,7 @@ def conv2x2(
     out_channels:int, # channels of the output
 )->nn.Sequential:     # (B, in, H, W) -> (B, out, H, W)
     "A 2×2 convolution padded above and to the left (paper, Fig. 2c)"
-    return nn.Sequential(nn.ZeroPad2d((1,0,1,0)), nn.Conv2d(in_channels, out_channels, 2))
+    return nn.Sequential(nn.ZeroPad2d((1,0,1,0)), convolution(in_channels, out_channels, 2, padding=0))
 
 # %% ../nbs/01_layers.ipynb #6a3656b6
 LAYERS = dict(ResSDN=ResSDN, SDNLayer=SDNLayer) # what makes a layer, by the name that a configuration calls it

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil,torch
 from .layers import n_params
 from .vae import SDNVAE,VAEConfig,last_sweeps,plan_blocks
+from .saving import are_whole
 from .memory import training_memory
 from .data import DataInfo
 from .runs import Settings
@@ -27,6 +28,9 @@ def fit_config(
 )->VAEConfig:
     """A model for images of another size, its top map about as large as before. Raises `ValueError` where the size
     can't be halved often enough, and names one that can."""
+    if len(image_size)!=2 or not are_whole(*image_size) or min(image_size)<1:
+        raise ValueError(
+            f"fit_config: `image_size` must be (H, W), two whole numbers of at least 1, got {image_size!r}.")
     n0 = len(cfg.downsample)
     wanted = max(0, n0 + round(math.log2(max(image_size)/max(cfg.image_size))))
     n = next(n for n in range(wanted, -1, -1) if all(s%2**n==0 for s in image_size))

@@ -30,7 +30,9 @@ def gpu_result(
     name:str,    # speed, tests, steps or training
     folder=None, # where results lie; the repository's if None
 )->dict|None:    # what `tools/gpu.py` brought back, None where it has not been measured
-    "A result of a machine with a GPU"
+    "A result of a machine with a GPU; raises `ValueError` for a name that is none"
+    if name not in GPU_RESULTS:
+        raise ValueError(f"gpu_result: `name` must be one of {', '.join(GPU_RESULTS)}, got {name!r}.")
     file = Path(folder or results_folder())/GPU_RESULTS[name]
     return json.loads(file.read_text()) if file.exists() else None
 

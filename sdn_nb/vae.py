@@ -46,6 +46,7 @@ def free_bits_loss(
 )->Tensor:               # scalar, nats per image
     """Training objective: negative ELBO, each block's divergence, averaged over the batch first,
     counted as at least `free_bits`"""
+    require_argument('free_bits_loss', '`free_bits`', free_bits, 0<=free_bits<1e30, 'zero or more, and finite')
     return out.kl.mean(0).clamp(min=free_bits).sum() - out.log_px.mean()
 
 # %% ../nbs/04_vae.ipynb #98b0e74b
@@ -324,7 +325,8 @@ def _check_images(self:SDNVAE, x):
     "Images of this model, in its precision; what is not a batch of them is refused"
     C,n = self.config.channels,len(self.config.downsample)
     x = as_images(x, 'SDNVAE', self.config.levels, self.top.dtype)
-    if x.ndim!=4: raise ValueError(f"SDNVAE: images must be (B, C, H, W), got shape {tuple(x.shape)}.")
+    if x.ndim!=4 or not x.shape[2]*x.shape[3]:
+        raise ValueError(f"SDNVAE: images must be (B, C, H, W) with pixels in them, got shape {tuple(x.shape)}.")
     c,size = x.shape[1],x.shape[2:]
     if c!=C:
         raise ValueError(
@@ -373,6 +375,7 @@ def log_weights(self:SDNVAE,
     generator:torch.Generator=None, # source of randomness; the global one if None
 )->Tensor:                          # (B, n) in nats, each in single precision at least
     "Log importance weights, log p(x|z) + log p(z) - log q(z|x); their mean is the ELBO (paper, Section 4.1)"
+    require_argument('log_weights', '`n`', n, is_whole(n), 'a whole number of samples, at least 1')
     x = self._check_images(x)
     q_ups,size = self._climb(x)
     q_ups = [q_up.repeat_interleave(n, 0) for q_up in q_ups]

@@ -87,6 +87,9 @@ def scan_reference(
     """Sweep over `x` once, literally as in Section 3 of the paper.
     Raises `ValueError` where shapes, types, devices or direction do not fit."""
     check_arguments(x, weight_ih, weight_hh, bias_ih, bias_hh, direction)
+    types = {t.dtype for t in (x, weight_ih, weight_hh, bias_ih, bias_hh)}
+    if len(types)>1: raise ValueError(f"scan_reference: `x` and weights must be of one type, got {types}.")
+    if not x.numel(): return x
     x = turn(x, direction)
     W_ir,W_ic,W_in = weight_ih.chunk(3)
     W_hr,W_hc,W_hn = weight_hh.chunk(3)
