@@ -108,7 +108,8 @@ def reconstructions(
 )->Tensor:        # (2, B, C, H, W): the images, and what encoding and decoding leaves of them
     "Images above their reconstructions (paper, Fig. 1b)"
     _check_counts('reconstructions', bs=bs)
-    with at_rest(model, seed) as g: left = torch.cat([model.decode(model.encode(b, g)) for b in torch.atleast_1d(x).split(bs)])
+    batches = torch.atleast_1d(x).split(bs)
+    with at_rest(model, seed) as g: left = torch.cat([model.decode(model.encode(b, g)) for b in batches])
     return torch.stack([x, left])
 
 # %% ../nbs/10_analysis.ipynb #db0c2ba4
