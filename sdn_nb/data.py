@@ -10,6 +10,7 @@ __all__ = ['SYSTEM_NAMES', 'UNREAD', 'MOST_OTHERS', 'IN_MEMORY', 'DATASETS', 'to
 # %% ../nbs/06_data.ipynb #8e28d16c
 import os, random, re, warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
@@ -433,32 +434,35 @@ IN_MEMORY = 2**30 # bytes of pixels of a folder's images up to which they are ke
 
 class DamagedFileWarning(ImagesWarning): "Files of a folder were left out, since they can't be read"
 
+@contextmanager
 def _ahead(f, items):
-    "`f` of each item, in their order, computed by threads which are not far ahead"
+    """Give an iterator over `f` of each item, in their order, computed by threads which are not far ahead. They end
+    with the block: left to the garbage collector they might be waited for in the middle of anything, and for ever"""
     n = min(16, os.cpu_count() or 1)
     with ThreadPoolExecutor(n) as pool:
-        items = iter(items)
-        running = [pool.submit(f, i) for i in islice(items, 2*n)]
-        while running:
-            yield running.pop(0).result()
-            running += [pool.submit(f, i) for i in islice(items, 1)]
+        def results(items):
+            running = [pool.submit(f, i) for i in islice(items, 2*n)]
+            while running:
+                yield running.pop(0).result()
+                running += [pool.submit(f, i) for i in islice(items, 1)]
+        yield results(iter(items))
 
 def _read_all(folder, part_of, hw, damaged):
     """What is known of each picture, with the pixels of all if they are few enough. `part_of` has the files, in the
     order in which they are read, and the part of each, or None."""
     good,bad,kept = [],[],0
-    found = _ahead(partial(_examine, hw=hw), part_of)
-    for p in progress_bar(found, total=len(part_of), leave=False) if len(part_of)>=100 else found:
-        if p.why:
-            if damaged=='stop':
-                raise ValueError(
-                    f"{printable(p.file)} cannot be read as an image ({p.why}). Mend it, take it out of the folder, or"
-                    " have such files left out: damaged='skip', as an option --damaged skip.")
-            bad.append(p)
-            continue
-        kept += p.levels.numel()
-        if kept>IN_MEMORY: p.levels = None
-        good.append(p)
+    with _ahead(partial(_examine, hw=hw), part_of) as found:
+        for p in progress_bar(found, total=len(part_of), leave=False) if len(part_of)>=100 else found:
+            if p.why:
+                if damaged=='stop':
+                    raise ValueError(
+                        f"{printable(p.file)} cannot be read as an image ({p.why}). Mend it, take it out of the folder,"
+                        " or have such files left out: damaged='skip', as an option --damaged skip.")
+                bad.append(p)
+                continue
+            kept += p.levels.numel()
+            if kept>IN_MEMORY: p.levels = None
+            good.append(p)
     if kept>IN_MEMORY:
         for p in good: p.levels = None
     if bad:
@@ -500,7 +504,7 @@ def _one_range(folder, pictures, hw):
     bits = max(p.bits for p in deep)
     tell_range(len(deep), printable(folder), bits)
     again = [p.file for p in deep if p.levels is not None] if bits<16 else []
-    read = dict(zip(again, _ahead(partial(_examine, hw=hw, bits=bits), again)))
+    with _ahead(partial(_examine, hw=hw, bits=bits), again) as found: read = dict(zip(again, found))
     return [replace(p, bits=bits, levels=read.get(p.file, p).levels) if p.bits else p for p in pictures]
 
 # %% ../nbs/06_data.ipynb #7462c87f
