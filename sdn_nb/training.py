@@ -648,7 +648,7 @@ def before_fit(self:RunFolder):
         raise ValueError(
             f"RunFolder: RANK is {rank_distrib()} in the environment of a single process, and fastai would leave"
             " writing to another. Unset RANK, or start several processes with WORLD_SIZE, as torchrun does.")
-    self.folder.mkdir(parents=True, exist_ok=True)                      # if it can't be, that is known now
+    if not rank_distrib(): self.folder.mkdir(parents=True, exist_ok=True) # if it can't be, that is known now
     self.write_row,self.done,self.resumed = None,0,{}
     self.saved_at = time.monotonic()
     if not self.checkpoint.exists() or self.replace: return

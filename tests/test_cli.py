@@ -57,9 +57,9 @@ def trained(work, *argv):
 @pytest.fixture
 def work(tmp_path): return tmp_path
 
-def pngs(folder, n=12, size=(8,8), mode='L', suffix='png'):
+def pngs(folder, n=12, size=(8,8), mode='L', suffix='png', seed=0):
     folder.mkdir(parents=True)
-    for i in range(n): Image.fromarray(np.random.RandomState(i).randint(0, 256, (*size,3), np.uint8)).convert(mode).save(folder/f'{i:02}.{suffix}')
+    for i in range(n): Image.fromarray(np.random.RandomState(seed+i).randint(0, 256, (*size,3), np.uint8)).convert(mode).save(folder/f'{i:02}.{suffix}')
     return folder
 
 def tree(folder): return {p.relative_to(folder).as_posix(): p.is_file() and p.read_bytes() for p in folder.rglob('*')}

@@ -15,7 +15,7 @@ def made(tmp_path_factory):
     "A run on a folder without parts, and one on a folder with three"
     work = tmp_path_factory.mktemp('made')
     pngs(work/'grey', 40)
-    for part,n in dict(train=12, valid=3, test=5).items(): pngs(work/'parted'/part, n)
+    for part,n in dict(train=12, valid=3, test=5).items(): pngs(work/'parted'/part, n, seed=100*n)
     trained(work, 'grey', *quick, '--out', 'a')
     trained(work, 'parted', *quick, '--out', 'b')
     return work
