@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import nn, Tensor
 from .saving import atomic
-from .layers import is_whole, require_argument
+from .layers import is_whole, require_argument, require_whole
 from .vae import SDNVAE, bits_per_dim
 from .data import show_images, to_levels, to_unit
 from .training import RunFolder
@@ -32,9 +32,8 @@ from .runs import EPOCH_SAMPLES, HISTORY, LEARNING_CURVE
 from fastai.basics import Callback, rank_distrib
 
 # %% ../nbs/10_analysis.ipynb #db395c05
-def _check_counts(f, **counts):
-    "Refuse what is not a positive whole number"
-    for name,v in counts.items(): require_argument(f, f'`{name}`', v, is_whole(v), 'a whole number, at least 1')
+#| exporti
+
 
 # %% ../nbs/10_analysis.ipynb #db43a6ff
 def _check_list(f, name, v):
@@ -91,7 +90,7 @@ def prior_samples(
 )->Tensor:                # images, (len(temperatures), n, C, H, W) in [-1, 1]
     """New images at several temperatures (paper, Fig. 6 left and 10).
     Raises `ValueError` for a temperature the model refuses"""
-    _check_counts('prior_samples', n=n, bs=bs)
+    require_whole('prior_samples', n=n, bs=bs)
     _check_list('prior_samples', 'temperatures', temperatures)
     rows = []
     for t in temperatures:
@@ -107,7 +106,7 @@ def reconstructions(
     bs:int=64,    # images at a time
 )->Tensor:        # (2, B, C, H, W): the images, and what encoding and decoding leaves of them
     "Images above their reconstructions (paper, Fig. 1b)"
-    _check_counts('reconstructions', bs=bs)
+    require_whole('reconstructions', bs=bs)
     batches = torch.atleast_1d(x).split(bs)
     with at_rest(model, seed) as g: left = torch.cat([model.decode(model.encode(b, g)) for b in batches])
     return torch.stack([x, left])
@@ -123,7 +122,7 @@ def interpolations(
 )->Tensor:         # (len(pairs), steps+2, C, H, W), first and last of a row the given images
     """Rows of linear interpolation in the top latents (paper, Fig. 5).
     Raises `ValueError` for images or a `keep` the model refuses"""
-    _check_counts('interpolations', steps=steps)
+    require_whole('interpolations', steps=steps)
     _check_list('interpolations', 'pairs', pairs)
     rows = []
     for keep,t in pairs:
@@ -142,7 +141,7 @@ def neighbourhood(
 )->Tensor:              # (len(keeps), len(temperatures), side*side, C, H, W); the middle image is the reconstruction
     """Groups of images around one image (paper, Fig. 6 right and 11).
     Raises `ValueError` for an even `side`, several images, or a `keep` the model refuses"""
-    _check_counts('neighbourhood', side=side)
+    require_whole('neighbourhood', side=side)
     _check_one('neighbourhood', model, x)
     _check_list('neighbourhood', 'keeps', keeps)
     _check_list('neighbourhood', 'temperatures', temperatures)
@@ -215,7 +214,7 @@ def nearest(
     """Nearest images of a set by mean squared error, exactly (paper, Fig. 9). Raises `ValueError` where `dl` shuffles,
     drops images, holds fewer than `k`, or images of another shape"""
     _check_axes('nearest', 'x', x, 'B', 'C', 'H', 'W')
-    _check_counts('nearest', k=k)
+    require_whole('nearest', k=k)
     if getattr(dl,'shuffle',False) or getattr(dl,'drop_last',False):
         raise ValueError(
             "nearest: `dl` must give every image in order, but it shuffles or drops its last batch. "
@@ -372,7 +371,7 @@ def redraw_block(
     """Images that differ in one block's latents, all others held fixed.
     Raises `ValueError` where `z` is not all latents of one image or there is no such `block`"""
     L = len(model.blocks)
-    _check_counts('redraw_block', n=n)
+    require_whole('redraw_block', n=n)
     if len(z)!=L or any(len(v)!=1 for v in z):
         raise ValueError(
             f"redraw_block: `z` must hold the {L} latent variables of one image, got {len(z)} with "
@@ -436,7 +435,7 @@ def receptive_field(
     exactly zero where it does not"""
     fits = len(shape)==3 and all(map(is_whole, shape))
     require_argument('receptive_field', '`shape`', shape, fits, '(C, H, W), three whole numbers of at least 1')
-    _check_counts('receptive_field', n=n)
+    require_whole('receptive_field', n=n)
     with at_rest(layer, seed) as g, torch.enable_grad():
         x = torch.randn(n, *shape, generator=g, device=g.device, requires_grad=True)
         y = layer(x)
@@ -466,7 +465,7 @@ def save_samples(
 ):
     """Draw new images as one grid; raises `ValueError`, and writes nothing, for a temperature that can't be, or at
     which pictures are not finite"""
-    _check_counts('save_samples', n=n)
+    require_whole('save_samples', n=n)
     with at_rest(model, seed) as g: x = model.sample(n, temperature, g)
     rows = -(-n//8)
     told = ', '.join(f'{float(t):g}' for t in np.atleast_1d(temperature))
@@ -514,7 +513,7 @@ class SamplePictures(Callback):
         n:int=64,             # number of images
         temperature:float=1., # factor of the prior's standard deviations
     ):
-        _check_counts('SamplePictures', every=every, n=n)
+        require_whole('SamplePictures', every=every, n=n)
         self.folder,self.every = Path(folder),every
         self.n,self.temperature = n,temperature
         self.due = False

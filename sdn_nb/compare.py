@@ -7,7 +7,7 @@ __all__ = ['PAGE', 'Compared', 'read_compared', 'differing_settings', 'measured'
            'draw_curves', 'sample_picture', 'comparison_page', 'sdn_compare']
 
 # %% ../nbs/engine/compare.ipynb #6513270e
-import html,io,json,math,matplotlib
+import html,io,math,matplotlib
 from base64 import b64encode
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +17,7 @@ import sdn_nb,torch
 
 from matplotlib.figure import Figure
 from .layers import n_params
-from .saving import WEIGHTS, as_path, atomic, model_folder
+from .saving import WEIGHTS, as_path, atomic, model_folder, read_json
 from .vae import SDNVAE, VAEConfig
 from .runs import EVALUATION, HISTORY, RECONSTRUCTIONS, SAMPLES, read_config
 from .analysis import prior_samples
@@ -51,12 +51,7 @@ def _read_history(file):
         raise ValueError(f"{file} is not a table of numbers with a column epoch ({type(e).__name__}: {e})") from e
 
 # %% ../nbs/engine/compare.ipynb #1818e811
-def _read_figures(file):
-    if not file.exists(): return {}
-    try: figures = json.loads(file.read_text())
-    except ValueError as e: raise ValueError(f"{file} is damaged ({type(e).__name__}: {e})") from e
-    if not isinstance(figures, dict): raise ValueError(f"{file} is damaged (no figures by their names)")
-    return figures
+def _read_figures(file): return read_json(file) if file.exists() else {}
 
 def _count_parameters(section):
     try:
@@ -79,7 +74,7 @@ def read_compared(
         raise FileNotFoundError(
             f"sdn_compare: {name} has no {Path(e.filename).name}. It must be a folder of sdn_train or save_pretrained, "
             "or the name of a model of the package.") from e
-    except ValueError as e: raise ValueError(f"sdn_compare: {name} can't be compared: {e}.") from e
+    except ValueError as e: raise ValueError(f"sdn_compare: {name} can't be compared: {str(e).rstrip('.')}.") from e
 
 # %% ../nbs/engine/compare.ipynb #36f675cc
 def _text(value):

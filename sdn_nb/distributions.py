@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn, Tensor
 from torch.distributions import Normal, Bernoulli as TorchBernoulli
 from fastcore.basics import patch
-from .layers import is_whole,require_argument
+from .layers import is_whole,require_argument,require_whole
 
 # %% ../nbs/02_distributions.ipynb #58b7a04a
 def at_least_single(
@@ -49,8 +49,7 @@ class MaskedConv2d(nn.Conv2d):
         out_channels:int, # channels of the output
         center:bool,      # see the place itself too? never in the first layer of a flow
     ):
-        for name,n in dict(in_channels=in_channels, out_channels=out_channels).items():
-            require_argument('MaskedConv2d', f'`{name}`', n, is_whole(n), 'a whole number, at least 1')
+        require_whole('MaskedConv2d', in_channels=in_channels, out_channels=out_channels)
         super().__init__(in_channels, out_channels, 3, padding=1)
         mask = torch.tensor([[1.,1.,1.], [1.,float(center),0.], [0.,0.,0.]])
         self.register_buffer('mask', mask, persistent=False)
