@@ -61,8 +61,11 @@ def _on_disk(path):
 def atomic(
     path, # file to write or replace, str or Path
 ):
-    "Give a temporary path beside `path`, renamed to it when the block ends well, removed when it fails"
+    """Give a temporary path beside `path`, renamed to it when the block ends well, removed when it fails. Raises
+    `FileExistsError` where `path` is a folder, a device or a pipe: renaming would put a file in its place"""
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path} is a folder, a device or a pipe, and no file takes its place: give another name.")
     tmp = path.with_name(TEMPORARY.format(name=path.name))
     try:
         yield tmp

@@ -10,7 +10,7 @@ Fixed bad values come first, in turn; after them hypothesis draws others, in CI 
 
 USERS has what users call: it is called with wrong types, too. PARTS has what our own code is made of: a wrong type there is a mistake of ours, which Python's own errors
 tell well enough; wrong values are not. KNOWN has what is not mended yet."""
-import contextlib, ctypes, functools, importlib, inspect, io, json, math, os, pkgutil, random, resource, signal, sys, time, traceback, warnings
+import contextlib, ctypes, functools, importlib, inspect, io, json, math, os, pkgutil, random, resource, signal, stat, sys, time, traceback, warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 import numpy as np, pytest, torch
@@ -78,7 +78,13 @@ class World:
             (f/f'run_{name}'/'evaluation.json').write_bytes(content[name])
             (f/f'run_{name}'/'history.csv').write_bytes(content[name])
         (f/'no_files').mkdir()
-        self.paths = [*sorted(f.iterdir()), self.folder/'none', self.folder/'none'/'below', f/'empty'/'below a file', Path('/proc/none'), Path('/dev/null')]
+        self.paths = [*sorted(f.iterdir()), self.folder/'none', self.folder/'none'/'below', f/'empty'/'below a file', Path('/proc/none'), self._device()]
+
+    def _device(self):
+        "What swallows all; one of our own where we could replace the system's"
+        if not os.access('/dev', os.W_OK): return Path(os.devnull)
+        os.mknod(self.folder/'null', stat.S_IFCHR | 0o666, os.stat(os.devnull).st_rdev)
+        return self.folder/'null'
 
 class Bars:
     "Made on demand: pictures of few factors, so that a grid has something to work on"

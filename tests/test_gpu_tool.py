@@ -140,7 +140,7 @@ def test_last(): os.%s
 '''
 def run_tests(tmp_path, last):
     (tmp_path/'test_fake.py').write_text(TESTS % last)
-    options = ['-q', '-p', 'no:cacheprovider', '-m', 'gpu', '-c', root/'pytest.ini', '--rootdir', tmp_path]
+    options = ['-q', '-p', 'no:cacheprovider', '-m', 'gpu', '-c', os.devnull, '--rootdir', tmp_path]
     subprocess.run([sys.executable, root/'tools/gpu.py', '--inside', 'tests', tmp_path/'lines', *options, tmp_path],
                    capture_output=True)
     gpu.gather_tests(tmp_path)

@@ -1,5 +1,5 @@
 """What is read back is what was written; what is not a model is refused in words; a write that fails leaves the old model."""
-import json, os, shutil, signal, stat
+import json, os, shutil, signal, socket, stat
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -102,6 +102,25 @@ def test_atomic_under_interruption(tmp_path):
         with atomic(tmp_path/'f') as tmp:
             tmp.write_text('half'); os.kill(os.getpid(), signal.SIGINT); tmp.write_text('whole')
     assert contents(tmp_path)=={'f': b'old'}
+
+@pytest.mark.parametrize('kind', ['pipe','socket','link to a pipe','link to a folder','folder'])
+def test_atomic_replaces_files_only(tmp_path, kind):
+    "A device whose name a file has taken is lost to all programs of the machine"
+    os.mkfifo(tmp_path/'pipe')
+    (tmp_path/'folder').mkdir()
+    with socket.socket(socket.AF_UNIX) as s: s.bind(os.path.relpath(tmp_path/'socket'))
+    for what in ('pipe','folder'): (tmp_path/f'link to a {what}').symlink_to(tmp_path/what)
+    before = {p.name: p.lstat().st_ino for p in tmp_path.iterdir()}
+    with pytest.raises(FileExistsError, match=f"{tmp_path/kind} is a folder, a device or a pipe.*give another name"):
+        with atomic(tmp_path/kind) as tmp: tmp.touch()
+    assert {p.name: p.lstat().st_ino for p in tmp_path.iterdir()}==before
+
+def test_atomic_leaves_what_a_link_leads_to(tmp_path):
+    "Folders of a cache are made of links to files that others share"
+    (tmp_path/'shared').write_text('theirs')
+    (tmp_path/'link').symlink_to('shared')
+    with atomic(tmp_path/'link') as tmp: tmp.write_text('ours')
+    assert contents(tmp_path)=={'shared': b'theirs', 'link': b'ours'}
 
 @pytest.mark.parametrize('name', shipped())
 def test_models_of_the_package_have_a_digest(name, tmp_path):
