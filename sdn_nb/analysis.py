@@ -28,7 +28,7 @@ from .vae import SDNVAE, bits_per_dim
 from .data import show_images, to_levels, to_unit
 from .training import RunFolder
 from .evaluation import at_rest
-from .runs import EPOCH_SAMPLES, HISTORY, LEARNING_CURVE
+from .runs import EPOCH_SAMPLES, LEARNING_CURVE, read_history
 from fastai.basics import Callback, rank_distrib
 
 # %% ../nbs/10_analysis.ipynb #db395c05
@@ -251,26 +251,15 @@ def show_nearest(
     labels = ['image',*(f'{i+1}. nearest' for i in range(found.images.shape[1]))]
     return show_rows(torch.cat([x[None], found.images.transpose(0,1)]), labels, ax, title)
 
-# %% ../nbs/10_analysis.ipynb #4d84bc82
-def _history(run):
-    "The table in a run's history, a row for each epoch, times left out"
-    file = Path(run)/HISTORY
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"read_histories: no {HISTORY} in {run}. It must be a folder written by sdn_train or RunFolder.")
-    try: return pd.read_csv(file).drop(columns='time', errors='ignore').astype(float).set_index('epoch')
-    except (ValueError,KeyError) as e:
-        raise ValueError(
-            f"read_histories: {file} is not a table of numbers with a column epoch ({type(e).__name__}: {e}).") from e
-
 # %% ../nbs/10_analysis.ipynb #9b93a506
 def read_histories(
     *runs, # folders of one or more runs that belong together, such as those of several seeds
 )->dict:   # for each quantity that all runs have, a tensor (runs, epochs), NaN where a run has ended
-    """Read the history.csv of runs. Raises `FileNotFoundError` where one is missing,
-    `ValueError` where one is damaged or none is asked for"""
+    """Read the history.csv of runs, but for times. Raises as `read_history` does, and `ValueError` where none is asked
+    for"""
     if not runs: raise ValueError("read_histories: name at least one run's folder.")
-    table = pd.concat([_history(r) for r in runs], keys=range(len(runs)), join='inner')
+    tables = [read_history(r).drop(columns='time', errors='ignore') for r in runs]
+    table = pd.concat(tables, keys=range(len(runs)), join='inner')
     return {name: torch.tensor(table[name].unstack().to_numpy()) for name in table}
 
 # %% ../nbs/10_analysis.ipynb #477ac498

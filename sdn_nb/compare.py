@@ -17,9 +17,9 @@ import sdn_nb,torch
 
 from matplotlib.figure import Figure
 from .layers import n_params
-from .saving import WEIGHTS, as_path, atomic, model_folder, read_json
+from .saving import WEIGHTS, as_path, atomic, model_folder, read_evaluation
 from .vae import SDNVAE, VAEConfig
-from .runs import EVALUATION, HISTORY, RECONSTRUCTIONS, SAMPLES, read_config
+from .runs import HISTORY, RECONSTRUCTIONS, SAMPLES, read_config, read_history
 from .analysis import prior_samples
 from .explore import to_png
 from .commands import command, plain_errors
@@ -31,28 +31,10 @@ class Compared(NamedTuple):
     folder:Path          # where it lies
     config:dict          # sections of config.json, of which `model` is always there
     history:pd.DataFrame # a row for each epoch, `time` in seconds; None where there is no history
-    figures:dict         # evaluation.json
+    figures:dict         # what `read_evaluation` finds
     parameters:int       # trainable numbers; None where this version can't build the model
 
-# %% ../nbs/engine/compare.ipynb #892f902b
-def _seconds(clock):
-    "Seconds of a time such as 1:03:20"
-    total = 0
-    for part in str(clock).split(':'): total = 60*total+int(part)
-    return total
-
-def _read_history(file):
-    if not file.exists(): return None
-    try:
-        table = pd.read_csv(file)
-        if 'time' in table: table['time'] = table['time'].map(_seconds)
-        return table.astype(float).set_index('epoch')
-    except (ValueError,KeyError) as e:
-        raise ValueError(f"{file} is not a table of numbers with a column epoch ({type(e).__name__}: {e})") from e
-
 # %% ../nbs/engine/compare.ipynb #1818e811
-def _read_figures(file): return read_json(file) if file.exists() else {}
-
 def _count_parameters(section):
     try:
         with torch.device('meta'): return n_params(SDNVAE(VAEConfig(**section)))
@@ -68,7 +50,8 @@ def read_compared(
         config = read_config(folder)
         if not isinstance(config, dict) or not isinstance(config.get('model'), dict):
             raise ValueError("config.json does not define a model")
-        history,figures = _read_history(folder/HISTORY),_read_figures(folder/EVALUATION)
+        history = read_history(folder) if (folder/HISTORY).exists() else None
+        figures = read_evaluation(folder)
         return Compared(str(name), folder, config, history, figures, _count_parameters(config['model']))
     except FileNotFoundError as e:
         raise FileNotFoundError(
@@ -168,7 +151,7 @@ def remarks(
     for r in runs:
         if r.name not in known: notes.append(f"{r.name} does not say which images it was trained on.")
         if r.parameters is None: notes.append(f"{r.name} is of another version, whose model can't be built here.")
-        if not r.figures: notes.append(f"{r.name} has no {EVALUATION}: sdn_eval writes one.")
+        if not r.figures: notes.append(f"{r.name} has no figures of these weights: sdn_eval writes some.")
     return notes
 
 # %% ../nbs/engine/compare.ipynb #f28c105d

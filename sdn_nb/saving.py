@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TEMPORARY', 'NOTES', 'as_tuples', 'are_whole', 'require', 'atomic', 'as_path', 'Pretrained', 'tensor_digest',
-           'read_json', 'read_config', 'model_folder', 'shipped']
+           'weights_digest', 'read_evaluation', 'read_json', 'read_config', 'model_folder', 'shipped']
 
 # %% ../nbs/engine/saving.ipynb #a2af63fd
 import json,os,re,shutil,tempfile
@@ -65,7 +65,8 @@ def atomic(
     `FileExistsError` where `path` is a folder, a device or a pipe: renaming would put a file in its place"""
     path = Path(path)
     if path.exists() and not path.is_file():
-        raise FileExistsError(f"{path} is a folder, a device or a pipe, and no file takes its place: give another name.")
+        raise FileExistsError(
+            f"{path} is a folder, a device or a pipe, and no file takes its place: give another name.")
     tmp = path.with_name(TEMPORARY.format(name=path.name))
     try:
         yield tmp
@@ -153,19 +154,37 @@ def save_pretrained(self:Pretrained,
     self.write_card(folder, license, evaluation={})                     # what was measured was other weights
     return folder
 
+# %% ../nbs/engine/saving.ipynb #e898af49
+def weights_digest(
+    folder, # folder of a saved model
+)->str:     # hexadecimal; None where there are no weights, or their header has no digest
+    "Digest of the tensors of a saved model, as the header of its weights tells it"
+    try:
+        with safe_open(Path(folder)/WEIGHTS, 'pt') as f: return json.loads((f.metadata() or {})[NOTES])['sha256']
+    except (OSError,SafetensorError,KeyError,ValueError): return None
+
+def read_evaluation(
+    folder, # folder of a saved model
+)->dict:    # what evaluation.json holds; empty where there is none, or it is of other weights
+    "What images cost with the weights that lie there; raises `ValueError` where evaluation.json is damaged"
+    file = Path(folder)/EVALUATION
+    figures = read_json(file) if file.exists() else {}
+    of,now = figures.get('weights'),weights_digest(folder)
+    return {} if of and now and of!=now else figures
+
 # %% ../nbs/engine/saving.ipynb #70719dbb
 @patch(cls_method=True)
 def write_card(cls:Pretrained,
     folder,          # folder of a saved model
     license='',      # of the weights; that of the card there if empty
     name=None,       # what to call the model; as the folder if None
-    evaluation=None, # what was measured; what evaluation.json beside it holds if None
+    evaluation=None, # what was measured; what `read_evaluation` finds if None
 )->Path:             # the card
     "Write the card of a saved model, unless the one that is there was changed by somebody"
     folder = Path(folder)
-    card,measured = folder/CARD,folder/EVALUATION
+    card = folder/CARD
     if not is_own_card(card): return card
-    if evaluation is None: evaluation = read_json(measured) if measured.exists() else {}
+    if evaluation is None: evaluation = read_evaluation(folder)
     config = read_json(folder/CONFIG)
     license = license or license_in(read_card(card))
     text = model_card(name or folder.resolve().name, cls, config, evaluation, license)

@@ -24,7 +24,7 @@ from .saving import CONFIG, TEMPORARY, WEIGHTS, as_path, atomic
 from .data import show_images
 from .layers import is_number,is_whole,n_params,require_argument
 from .vae import SDNVAE, VAEOutput, free_bits_loss, bits_per_dim, check_levels
-from .runs import CHECKPOINT, HISTORY
+from .runs import CHECKPOINT, HISTORY, held
 from fastai.basics import AvgLoss,AvgMetric,Callback,DataLoaders,Learner,OptimWrapper,ValueMetric
 from fastai.basics import CancelEpochException,CancelFitException,CancelStepException
 from fastai.basics import get_model,noop,num_distrib,rank_distrib,to_detach
@@ -467,9 +467,9 @@ class VAELearner(Learner):
         **kwargs, # as fastai's
     ):
         "As fastai's. However it ends, the model holds the average of the weights afterwards, once there is one"
-        try: super().fit(*args, **kwargs)
-        finally:
-            for ema in self._grab_cbs(EMA): ema.use(True)
+        with ExitStack() as self.during_fit:
+            self.during_fit.callback(lambda: [ema.use(True) for ema in self._grab_cbs(EMA)])
+            super().fit(*args, **kwargs)
 
     def to_detach(self,
         b,                # what a model or a loader gave: a tensor, or a tuple, list or dict of them
@@ -648,7 +648,7 @@ def before_fit(self:RunFolder):
         raise ValueError(
             f"RunFolder: RANK is {rank_distrib()} in the environment of a single process, and fastai would leave"
             " writing to another. Unset RANK, or start several processes with WORLD_SIZE, as torchrun does.")
-    if not rank_distrib(): self.folder.mkdir(parents=True, exist_ok=True) # if it can't be, that is known now
+    if not rank_distrib(): self.learn.during_fit.enter_context(held(self.folder)) # if it can't be, that is known now
     self.write_row,self.done,self.resumed = None,0,{}
     self.saved_at = time.monotonic()
     if not self.checkpoint.exists() or self.replace: return
@@ -757,7 +757,9 @@ def _write_checkpoint(state, file):
 def _write_history(self:RunFolder, file, n_blocks):
     *names,took = self.recorder.metric_names
     names += [f'kl_{i}' for i in range(n_blocks)]
-    with open(file, 'w', newline='') as f: csv.writer(f).writerows([[*names, took], *self.rows])
+    of = {k: v for k,v in self.sections.items() if k=='run' and v}
+    rows = [[*row, *of.values()] for row in self.rows]
+    with open(file, 'w', newline='') as f: csv.writer(f).writerows([[*names, took, *of], *rows])
 
 @patch
 def save(self:RunFolder,

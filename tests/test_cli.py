@@ -12,7 +12,7 @@ import sdn_nb
 from sdn_nb import runs
 from sdn_nb.analysis import draw_learning_curve
 from sdn_nb.vae import SDNVAE
-from sdn_nb.saving import model_folder
+from sdn_nb.saving import model_folder, weights_digest
 
 FILES = {'config.json', 'model.safetensors', 'history.csv', 'checkpoint.pt', 'evaluation.json', 'samples.png', 'reconstructions.png', 'learning_curve.png'}
 assert FILES==set(runs.FILES)
@@ -141,7 +141,8 @@ def test_folder_of_colour_images(work):
     folder = work/'runs/pictures'
     model = SDNVAE.from_pretrained(folder)
     assert {p.name for p in folder.iterdir()}==FILES and model.sample(2).shape==(2,3,8,16) and model.config.levels==256
-    assert all(np.isfinite(list(json.loads((folder/'evaluation.json').read_text()).values())))
+    figures = json.loads((folder/'evaluation.json').read_text())
+    assert figures.pop('weights')==weights_digest(folder) and len(figures)==2 and all(np.isfinite(list(figures.values())))
     code,out,_ = run(work, 'sdn_sample', 'runs/pictures', '--n', 3, '--out', 'three.png')
     assert (code,out)==(0,'three.png\n') and Image.open(work/'three.png').width>100
 

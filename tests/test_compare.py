@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest, torch
 from sdn_nb.compare import as_text, comparison, comparison_page, differing_settings, measured, read_compared, remarks, sample_picture, sdn_compare
 from sdn_nb.layers import n_params
+from sdn_nb.runs import write_evaluation
 from sdn_nb.saving import shipped
 from sdn_nb.vae import SDNVAE, VAEConfig
 
@@ -28,6 +29,25 @@ def two(tmp_path):
 
 def row(table, label): return next(rows[label] for rows in table.values() if label in rows)
 
+# Files of different runs
+
+def test_figures_of_other_weights(tmp_path):
+    "Of a model that was trained on, or saved again, since it was judged"
+    old = make(tmp_path/'a')
+    write_evaluation(old, dict(elbo_bpd=2.25))
+    assert read_compared(old).figures['elbo_bpd']==2.25
+    torch.manual_seed(1)
+    SDNVAE(small).save_pretrained(old)
+    assert read_compared(old).figures=={} and remarks([read_compared(old)])[-1]==f'{old} has no figures of these weights: sdn_eval writes some.'
+    SDNVAE.write_card(old)
+    assert '2.25' not in (old/'README.md').read_text()
+
+def test_history_of_another_run(tmp_path):
+    mixed = make(tmp_path/'a', history='epoch,bpd,run\n0,2.5,12e4\n', run='12e4')
+    assert read_compared(mixed).history.bpd.tolist()==[2.5]
+    (mixed/'history.csv').write_text('epoch,bpd,run\n0,2.5,12e5\n')
+    with pytest.raises(ValueError, match='a can.t be compared: .*history.csv and config.json are of different runs'): read_compared(mixed)
+
 # The table
 
 def test_what_differs_and_what_is_measured(two):
@@ -45,7 +65,7 @@ def test_nothing_is_invented(tmp_path):
     assert bare.history is None and measured(bare)=={}
     table = comparison([bare, bare])
     assert [label for rows in table.values() for label in rows]==['parameters']
-    assert remarks([bare])==[f'{bare.name} does not say which images it was trained on.', f'{bare.name} has no evaluation.json: sdn_eval writes one.']
+    assert remarks([bare])==[f'{bare.name} does not say which images it was trained on.', f'{bare.name} has no figures of these weights: sdn_eval writes some.']
 
 def test_a_setting_that_was_not_written_stays_blank(tmp_path):
     runs = [read_compared(make(tmp_path/n, training=training(**t))) for n,t in dict(a={}, b=dict(warmup=.1), c=dict(warmup=.2)).items()]

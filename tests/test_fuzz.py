@@ -332,7 +332,7 @@ def parts(w):
         'hub.model_card': dict(name='a', kind=m.vae.SDNVAE, config=read, evaluation=evaluation, license='mit'),
         'hub.license_in': dict(card='license: mit'),
         'saving.read_config': dict(file=run/'config.json', kind=m.vae.VAEConfig),
-        'runs.read_config': dict(run=run), 'runs.read_run': dict(run=run),
+        'runs.read_config': dict(run=run), 'runs.read_run': dict(run=run), 'runs.read_history': dict(run=w.run), 'saving.read_evaluation': dict(folder=w.run), 'saving.weights_digest': dict(folder=w.run),
         'runs.check_images': dict(info=w.dls.info, data=read['data']),
         'runs.record': dict(run=run, split='valid', name='elbo', estimate=m.evaluation.Estimate(1., .1, 2, 1, torch.ones(2)), seed=0),
         'runs.write_evaluation': dict(run=run, figures=dict(elbo_bpd=2.5)),

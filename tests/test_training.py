@@ -1,8 +1,8 @@
 """What a run saves, how large its steps may be, which are skipped, and how it goes on."""
-import csv, io, json, math, sys
+import csv, io, json, math, os, platform, sys
 from dataclasses import replace
 
-import pytest, torch
+import psutil, pytest, torch
 import sdn_nb.ladder
 from fastai.basics import Callback, CancelBatchException, CancelFitException, Learner, noop, set_seed
 from sdn_nb.data import get_dls
@@ -305,6 +305,22 @@ def test_damaged_and_older_checkpoints_are_refused(tmp_path):
         if content: (tmp_path/'checkpoint.pt').write_bytes(content)
         else: torch.save(dict(epoch=1), tmp_path/'checkpoint.pt')
         with pytest.raises(ValueError, match=words): learner(RunFolder(tmp_path)).fit(1)
+
+def test_a_folder_has_one_writer(tmp_path):
+    "As long as the fit lasts, however it ends"
+    parent = psutil.Process(os.getppid())
+    (tmp_path/'.lock').write_text(json.dumps(dict(host=platform.node(), process=parent.pid, began=parent.create_time())))
+    with pytest.raises(ValueError, match=f'process {parent.pid} on .* is writing into it'): learner(RunFolder(tmp_path)).fit(1)
+    assert [p.name for p in tmp_path.iterdir()]==['.lock']
+    (tmp_path/'.lock').unlink()
+    held = []
+    class Look(Callback):
+        def before_batch(self):
+            held.append(json.loads((tmp_path/'.lock').read_text())['process'])
+            raise KeyboardInterrupt
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt): learner(Look()).fit(1, cbs=RunFolder(tmp_path))
+        assert held.pop()==os.getpid() and not (tmp_path/'.lock').exists()
 
 def test_a_checkpoint_that_changed_or_is_anothers(tmp_path):
     learner(RunFolder(tmp_path, run='a')).fit(1)
