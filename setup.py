@@ -18,7 +18,7 @@ setup(
     classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research', 'Programming Language :: Python :: 3'],
     python_requires=f">={cfg['min_python']}", packages=find_packages(include=[lib, f'{lib}.*']),
     package_data={lib: cfg['package_data'].split()}, zip_safe=False,
-    install_requires=cfg['requirements'].split(), extras_require={'h5': ['h5py']} | {k: cfg[f'{k}_requirements'].split() for k in ('dev','explore','distributed','logging','hub')},
+    install_requires=cfg['requirements'].split(), extras_require={'h5': ['h5py']} | {k: cfg[f'{k}_requirements'].split() for k in ('dev','explore','distributed','logging','hub','compress')},
     entry_points={
         'console_scripts': cfg['console_scripts'].split(),
         'nbdev': [f"{cfg['lib_name']}={lib}._modidx:d"],

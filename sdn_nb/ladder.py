@@ -93,6 +93,24 @@ def draw_from_posterior(self:LadderBlock,
 
 # %% ../nbs/03_ladder.ipynb #25470248
 @patch
+def down_to_latent(self:LadderBlock,
+    x:Tensor, # state from above, (B, h, H, W)
+)->tuple:     # features (B, h, H, W), the way down's part of the posterior's parameters, the prior's (B, 2Z, H, W)
+    "First half of the top-down pass: what is known of the latent variable before it is drawn"
+    return self.down_a(F.elu(x)).split([self.h, self.n_q, 2*self.z], 1)
+
+@patch
+def down_from_latent(self:LadderBlock,
+    x:Tensor, # state from above, (B, h, H, W)
+    h:Tensor, # features from `down_to_latent`, (B, h, H, W)
+    z:Tensor, # latent variable, (B, Z, H, W)
+)->Tensor:    # state for the block below, (B, h, H, W), or twice the size where the block upsamples
+    "Second half: the state that follows from the latent variable"
+    vg = self.down_b(F.elu(torch.cat([z.to(h.dtype), h], 1)))
+    if self.downsample: x = F.interpolate(x, scale_factor=2.)
+    return gated_residual(x, vg)
+
+@patch
 def down(self:LadderBlock,
     x:Tensor,                       # state from above, (B, h, H, W)
     q_up:Tensor=None,               # posterior parameters from the way up, (B, 2Z + context, H, W); None for the prior
@@ -102,11 +120,9 @@ def down(self:LadderBlock,
     sampled:bool=False,             # divergence as log q(z) - log p(z) of the sample even where a closed form is known
 )->Rung:                            # state for the block below, latent variable, divergence
     "Top-down pass; H and W are doubled where the block upsamples"
-    h,q_down,prior = self.down_a(F.elu(x)).split([self.h, self.n_q, 2*self.z], 1)
+    h,q_down,prior = self.down_to_latent(x)
     if z is None and q_up is not None: z,kl = self.draw_from_posterior(q_up+q_down, gaussian(prior), generator, sampled)
     else:
         if z is None: z = draw(gaussian(prior, temperature), generator)
         kl = prior.new_zeros(len(prior), dtype=torch.float32)
-    vg = self.down_b(F.elu(torch.cat([z.to(h.dtype), h], 1)))
-    if self.downsample: x = F.interpolate(x, scale_factor=2.)
-    return Rung(gated_residual(x, vg), z, kl)
+    return Rung(self.down_from_latent(x, h, z), z, kl)

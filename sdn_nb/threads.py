@@ -25,7 +25,7 @@ def wait_briefly():
 # %% ../nbs/engine/threads.ipynb #6c31bd63
 COMMANDS = dict(
     sdn_train='cli', sdn_eval='cli', sdn_sample='cli', sdn_explore='cli', sdn_compare='compare', sdn_bench='bench',
-    sdn_grid='grid')
+    sdn_grid='grid', sdn_compress='compression', sdn_decompress='compression')
 
 @contextmanager
 def printing():

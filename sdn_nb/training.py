@@ -757,9 +757,9 @@ def _write_checkpoint(state, file):
 def _write_history(self:RunFolder, file, n_blocks):
     *names,took = self.recorder.metric_names
     names += [f'kl_{i}' for i in range(n_blocks)]
-    of = {k: v for k,v in self.sections.items() if k=='run' and v}
-    rows = [[*row, *of.values()] for row in self.rows]
-    with open(file, 'w', newline='') as f: csv.writer(f).writerows([[*names, took, *of], *rows])
+    run = {k: v for k,v in self.sections.items() if k=='run' and v}
+    rows = [[*row, *run.values(), time] for *row,time in self.rows]
+    with open(file, 'w', newline='') as f: csv.writer(f).writerows([[*names, *run, took], *rows])
 
 @patch
 def save(self:RunFolder,

@@ -275,6 +275,22 @@ def _temperatures(self:SDNVAE, temperature):
 
 # %% ../nbs/04_vae.ipynb #af3d3ee5
 @patch
+def top_state(self:SDNVAE,
+    n:int, # number of images
+    size,  # (H, W) of the top map
+)->Tensor: # (n, h, H, W)
+    "The state that the uppermost block begins with"
+    return self.top[:,None,None].expand(n, -1, *size)
+
+@patch
+def likelihood(self:SDNVAE,
+    x:Tensor, # the state that the lowest block ends with, (B, h, H, W)
+):            # of the kind that the configuration names
+    "Likelihood of the pixels"
+    cfg = self.config
+    return LIKELIHOODS[cfg.likelihood](self.last(F.elu(x)), cfg.channels, cfg.mix, cfg.levels)
+
+@patch
 def down(self:SDNVAE,
     n:int,                          # number of images
     size,                           # (H, W) of the top map
@@ -286,7 +302,7 @@ def down(self:SDNVAE,
 )->tuple:                           # likelihood of the pixels, divergences (n, n_blocks) in nats, latents, top first
     "The way down, with what is given of posteriors and latent variables; the rest is drawn from the prior"
     temperatures = self._temperatures(temperature)
-    x = self.top[:,None,None].expand(n, -1, *size)
+    x = self.top_state(n, size)
     kls,drawn = [],[]
     for i,block in enumerate(reversed(self.blocks)):
         q_up = q_ups[i] if q_ups else None
@@ -294,8 +310,7 @@ def down(self:SDNVAE,
         x,z,kl = self._run(block.down, x, q_up, z, temperatures[i], generator, sampled)
         kls.append(kl)
         drawn.append(z)
-    cfg,params = self.config,self.last(F.elu(x))
-    return LIKELIHOODS[cfg.likelihood](params, cfg.channels, cfg.mix, cfg.levels),torch.stack(kls, 1),drawn
+    return self.likelihood(x),torch.stack(kls, 1),drawn
 
 # %% ../nbs/04_vae.ipynb #a318d995
 def as_images(

@@ -277,7 +277,7 @@ def test_two_at_once_in_one_folder(work):
         argv = ['sdn_train','grey','--preset','digits','--epochs','60','--minutes','0','--out','a']
         first = server.Process(target=command, args=(argv, work, log, None))
         first.start()
-        while not (work/'a/.lock').exists(): assert first.is_alive()
+        while not ((work/'a/.lock').exists() and (work/'a/.lock').read_text()): assert first.is_alive()
         owner = json.loads((work/'a/.lock').read_text())
         code,_,err = run(work, *argv, '--seed', '1')
         assert code==1 and f"process {owner['process']} on {owner['host']} is writing into a" in err and owner['process']==first.pid

@@ -52,6 +52,8 @@ class World:
         (folder/'images').mkdir()
         from PIL import Image
         for i in range(6): Image.fromarray(k[i,0]*15).save(folder/f'images/{i}.png')
+        self.packed = folder/'packed.sdn'
+        m.compression.compress(self.model256, self.levels*15, self.packed, bs=4, threads=1, progress=False)
         self._bad_files()
         self.beta_cfg = m.betavae.BetaVAEConfig((16,16), channels=1, z=3, features=4, sdn_scales=(8,))
         self.beta_model = m.betavae.BetaVAE(self.beta_cfg).eval()
@@ -210,6 +212,9 @@ def users(w):
         'evaluation.elbo_bpd': dict(model=model, dl=w.dls.valid, seed=0, progress=False),
         'evaluation.iw_bpd': dict(model=model, dl=w.dls.valid, samples=2, seed=0, bs=8, file=None, identity=None, seconds=math.inf, progress=False),
         'evaluation.iw_bpd, kept': (lambda file: m.evaluation.iw_bpd(model, w.dls.valid, 2, file=file, identity=dict(a=1), progress=False), dict(file=out/'prices.jsonl')),
+        'compression.compress': dict(model=w.model, k=w.levels[:2], file=out/'a.sdn', name='a', names=None, bits=4, bs=2, threads=1, progress=False),
+        'compression.decompress': dict(file=w.packed, model=w.model256, progress=False), 'compression.read_packed': dict(file=w.packed),
+        'compression.Stack': dict(words=None),
         'evaluation.histogram_bpd': dict(train_dl=w.dls.train, valid_dl=w.dls.valid, levels=256),
         'analysis.show_rows': dict(x=w.x[None,:2], labels=['a'], ax=ax(), title=''),
         'analysis.prior_samples': dict(model=w.model, n=2, temperatures=(1.,), seed=0, bs=2),
@@ -285,6 +290,7 @@ def users(w):
         'bench.measure': (untimed(m.bench.measure), dict(B=1, C=2, S=2, direction='right', precision='fp32', device='cpu', rounds=1, backends=['torch'], recompute=False)),
         'bench.rival_layers': dict(C=4),
         'bench.measure_layers': (untimed(m.bench.measure_layers), dict(B=1, C=2, S=2, device='cpu', rounds=1)),
+        'compression.read_exactly': dict(file=w.folder/'images/0.png', cfg=w.cfg256), 'compression.collect': dict(sources=[w.folder/'images'], cfg=w.cfg256, split='test', path=None),
         'bench.growth_shapes': dict(B=8, C=32, S=16),
         'bench.measure_busy': (untimed(m.bench.measure_busy), dict(B=1, C=2, S=2, busy=1, rounds=1, backends=['torch'], least=.01)),
         'bench.StepProfile': dict(first=1, n=2), 'bench.StepParts': dict(first=1, n=2),
@@ -360,7 +366,9 @@ NOT_CALLED = {
     'they hold what they are given, and look at nothing': '''analysis.Nearest analysis.Band analysis.BlockBits evaluation.Estimate disentanglement.DCI disentanglement.Score explore.Pictures grid.Pace
         ladder.Rung memory.Memory compare.Compared published.Published vae.VAEOutput data.DataSet data.DamagedFileWarning sources.ImagesWarning scan.Backend scan.op.Backend saving.Pretrained training.Autocast
         training.StepGraphs training.CheckPixels training.EpochTable training.VAELearner data.ImageDL disentanglement.Drawn runs.setting showdoc.TblRenderer''',
-    'called as commands below': 'bench.sdn_bench cli.sdn_train cli.sdn_eval cli.sdn_sample cli.sdn_explore cli.train compare.sdn_compare grid.sdn_grid',
+    'parts of `compress` and `decompress`, which have checked their arguments': '''compression.halve compression.pop compression.push compression.latent_cdf compression.latent_value
+        compression.pixel_cdf compression.push_images compression.pop_images compression.next_batch compression.probe compression.model_digest compression.unpack compression.Packed compression.Report''',
+    'called as commands below': 'compression.sdn_compress compression.sdn_decompress bench.sdn_bench cli.sdn_train cli.sdn_eval cli.sdn_sample cli.sdn_explore cli.train compare.sdn_compare grid.sdn_grid',
     'they take nothing': 'data.image_endings cli.list_choices hub.hub_library hub.hub_endpoint saving.shipped scan.compiled.compiler scan.compiled.missing_compiler scan.compiled.n_threads scan.cpp_sweep.cpp_prepare scan.op.is_going_to_onnx shapes.Shapes3D shapes.Sprites threads.wait_briefly training.n_processes',
     'they would ask the network, or a service': 'hub.hub_folder hub.send_folder hub.plain_hub_errors training.wandb_logger',
     'they would look for files of hundreds of megabytes': 'formats.read_fashion_mnist formats.read_cifar10 formats.read_imagenet32 shapes.Shapes3DFile shapes.DSpritesFile',
@@ -658,7 +666,8 @@ def commands(w):
         sdn_sample=dict(run=[w.run], n='2', temperature='1', seed='0', out=w.out/'samples.png'),
         sdn_compare=dict(runs=[w.run,'digits'], out=w.out/'page'),
         sdn_explore=dict(run=[w.run], port='8866'),
-        sdn_bench=bench, sdn_grid=grid)
+        sdn_compress=dict(model=[w.run], images=[w.folder/'images'], out=w.out/'new.sdn', split='test', path=w.folder, bits='4', bs='2', threads='1'),
+        sdn_decompress=dict(file=[w.packed], out=w.out/'decoded', model=w.run), sdn_bench=bench, sdn_grid=grid)
 
 TEXTS = ['', ' ', 'nonsense', '0', '-1', '2', '1.5', 'nan', 'inf', '-inf', '1e400', '9'*30, '1,2', '1 1', 'a b', '[]', 'h=', '=', 'h=nan', 'h=[', 'depth=1000000000000', 'x'*5000, 'a\nb', 'a\0b', '\udcff',
     '~none/x', 'owner/', 'a/b/c', 'cuda:7', 'meta', 'digits', '\u2028']
@@ -702,7 +711,7 @@ def spoiled(w, base):
     texts = PLACES+[str(p) for p in w.paths] if isinstance(first, Path) else NUMBERS if first.strip('.').replace('.', '').isdigit() else TEXTS
     return [[t,*base[1:]] for t in texts] if isinstance(base, list) else texts
 
-@pytest.mark.parametrize('command', ['sdn_train','sdn_eval','sdn_sample','sdn_compare','sdn_explore','sdn_bench','sdn_grid'])
+@pytest.mark.parametrize('command', ['sdn_train','sdn_eval','sdn_sample','sdn_compare','sdn_explore','sdn_bench','sdn_grid','sdn_compress','sdn_decompress'])
 def test_commands_say_it_in_a_line(w, command):
     options,found = commands(w)[command],{}
     if command=='sdn_explore': pytest.importorskip('voila')
