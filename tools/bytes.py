@@ -14,8 +14,8 @@ from PIL import Image, features
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from sdn_nb.commands import about
-from sdn_nb.compression import Stack, compress, push_images
-from sdn_nb.data import get_dls
+from sdn_nb.compression import Stack, compress, next_batch, push_images
+from sdn_nb.data import get_dls, to_unit
 from sdn_nb.evaluation import at_rest, elbo_estimate
 from sdn_nb.vae import SDNVAE
 
@@ -62,6 +62,23 @@ def precision(model, k, finest=14):
             found.append(dict(bits=bits, stack=(len(stack)-before)/k.numel(), elbo=said/k.numel()))
     return found
 
+def start(model, k):
+    "What it costs that nothing lies on the stack at first: bits of the first images, chained, and with random bits to borrow"
+    latents = sum(z[0].numel() for z in model.encode(to_unit(k[:1], model.config.levels)))
+    with at_rest(model, 0):
+        chain,done = Stack(),0
+        while done<32:
+            n,bits = next_batch(len(chain), len(k)-done, latents, 10, 64)
+            push_images(chain, model, k[done:done+n], bits)
+            done += n
+        rich = []
+        for seed in range(8):
+            stack = Stack(np.random.default_rng(seed).integers(1, 2**32, 20*done*latents//32, dtype=np.uint32))
+            before = len(stack)
+            push_images(stack, model, k[:done], 10)
+            rich.append(len(stack)-before)
+    return dict(images=done, chained=len(chain), with_random_bits=rich)
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('name', help='a model of the package and the data set of its name')
@@ -78,7 +95,7 @@ def main():
         constriction=version('constriction'), formats=versions, data=args.name, split=args.split,
         images=report.images, values=report.values, raw=report.values, stack_bits=report.stack, file=report.file, drawn_elbo=report.elbo,
         elbo=dict(bpd=elbo.bpd, stderr=elbo.stderr), images_per_second=[report.images/s for s in report.seconds],
-        precision=precision(model, k[:1024]), others=format_sizes(k[:,0].numpy()))
+        precision=precision(model, k[:1024]), start=start(model, k), others=format_sizes(k[:,0].numpy()))
     out = Path(__file__).parent.parent/'results'/f'bytes_{args.name}.json'
     out.write_text(json.dumps(result, indent=1)+'\n')
     print(out.read_text())
