@@ -280,7 +280,7 @@ def test_two_at_once_in_one_folder(work):
         while not ((work/'a/.lock').exists() and (work/'a/.lock').read_text()): assert first.is_alive()
         owner = json.loads((work/'a/.lock').read_text())
         code,_,err = run(work, *argv, '--seed', '1')
-        assert code==1 and f"process {owner['process']} on {owner['host']} is writing into a" in err and owner['process']==first.pid
+        assert code==1 and f"a: process {owner['process']} on {owner['host']} is writing into it" in err and owner['process']==first.pid
         first.kill(); first.join()
     assert (work/'a/.lock').exists()                                     # it had no time to let go
     trained(work, 'grey', *quick, '--out', 'a', '--overwrite')
