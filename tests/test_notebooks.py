@@ -202,3 +202,15 @@ def test_documented_refused():
     assert doc_faults(good) == []
     assert doc_faults(bad) == ['docstring', 'x', 'y']
     assert doc_faults(Bad) == ['x']
+
+# the page that has everything
+
+def test_one_page():
+    "At most 120 lines of visible code beside the comparison with the package, and nothing of the package but its images"
+    cells = [source(c) for c in code_cells(load(root/'nbs/one_page.ipynb')) if not directives(c) & {'hide','echo'}]
+    own = [c for c in cells if 'shipped()' not in c and 'trained' not in c.replace('average.module, trained', '') and 'assert' not in c]
+    lines = [l for c in own for l in c.splitlines() if l.strip()]
+    assert 80<len(lines)<=120 and max(map(len, lines))<=120
+    assert [l for l in lines if 'sdn_nb' in l]==['from sdn_nb.data import get_dls']
+    defined = {m for l in lines for m in re.findall(r'^(?:def|class) (\w+)', l)}
+    assert {'SubLayer','SDN','ResSDN','Block','SDNVAE','log_likelihood','loss','draw'}<=defined
