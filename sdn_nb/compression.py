@@ -7,8 +7,8 @@ __all__ = ['MAGIC', 'MOST_HEADER', 'MOST_THREADS', 'Stack', 'halve', 'pop', 'pus
            'push_images', 'pop_images', 'next_batch', 'probe', 'Packed', 'model_digest', 'read_packed', 'Report',
            'compress', 'unpack', 'decompress', 'read_exactly', 'collect', 'sdn_compress', 'sdn_decompress']
 
-# %% ../nbs/13_compression.ipynb #ba9ed46f
-import json,math,struct,time,zlib
+# %% ../nbs/13_compression.ipynb #0fea257c
+import json,math,os,struct,time,zlib
 from contextlib import contextmanager
 from dataclasses import asdict
 from hashlib import sha256
@@ -396,7 +396,7 @@ def _check_compressible(model, k, bits, bs, threads):
             "compress: the posteriors of this model are inverse autoregressive flows. Bits-back coding pops a latent"
             " variable by the posterior's probability of each bin, value by value, and a flow gives none; train a model"
             " with context=0.")
-    for name,v,most in (('bits',bits,16),('bs',bs,2**12),('threads',threads,MOST_THREADS)):
+    for name,v,most in (('bits',bits,16),('bs',bs,2**12),('threads',threads,max(64, os.cpu_count() or 1))):
         require_argument('compress', f'`{name}`', v, is_whole(v) and v<=most, f'a whole number from 1 to {most}')
     shape = tuple(getattr(k, 'shape', ()))
     whole = isinstance(k, Tensor) and not k.is_floating_point() and k.dtype!=torch.bool

@@ -24,7 +24,7 @@ def draw_blocks(
     boxes:dict,   # name -> (x, y, label) for bare text, or (x, y, label, colour) for a box
     arrows:list,  # 'a>b' or 'a>b:label', by the names of the boxes
 )->Axes:          # the axes, without frame or ticks
-    "Draw labelled boxes and the arrows between them; raises `KeyError` where an arrow names no box"
+    "Draw labelled boxes and the arrows between them; raises `ValueError` where an arrow is none, or names no box"
     drawn = {}
     for name,(x,y,label,*colour) in boxes.items():
         fc,ec = (colour[0],'.25') if colour else ('white','none')
@@ -32,7 +32,9 @@ def draw_blocks(
         drawn[name] = ax.text(x, y, label, ha='center', va='center', bbox=style, zorder=2)
     for a in arrows:
         ends,_,label = a.partition(':')
-        start,end = ends.split('>')
+        start,sign,end = ends.partition('>')
+        if not sign or start not in drawn or end not in drawn:
+            raise ValueError(f"draw_blocks: an arrow must be 'a>b' with names from {', '.join(boxes)}, got {a!r}.")
         _arrow(ax, drawn[start], drawn[end], label)
     xs,ys = [b[0] for b in boxes.values()],[b[1] for b in boxes.values()]
     ax.set(xlim=(min(xs)-.9,max(xs)+.9), ylim=(min(ys)-.7,max(ys)+.7))

@@ -121,7 +121,8 @@ def quantize(
     x:Tensor,   # values, any range
     levels:int, # number of levels L
 )->Tensor:      # nearest values on the grid of levels in [-1, 1], in single precision at least
-    "Round to the grid of levels, values outside to its ends"
+    "Round to the grid of levels, values outside to its ends; raises `ValueError` for a number of levels that can't be"
+    require_argument('quantize', '`levels`', levels, is_whole(levels, 2) and levels<=2**24, 'from 2 to 2**24')
     return ((at_least_single(x)+1)/2*(levels-1)).round().clamp(0, levels-1)/(levels-1)*2 - 1
 
 # %% ../nbs/02_distributions.ipynb #4fdf0914

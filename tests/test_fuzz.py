@@ -498,7 +498,7 @@ def kind_of(base, annotation):
 
 # counts of what is done one after the other: who asks for much gets it
 LENGTHY = {('evaluation.iw_bpd','samples'),('analysis.prior_samples','n'),('disentanglement.evaluate','repeats'),('threads.choose_threads','seconds'),
-    ('bench.measure','rounds'),('bench.measure_layers','rounds'),('bench.measure_busy','rounds'),('bench.measure_busy','least'),('compare.sample_picture','n')}
+    ('bench.measure','rounds'),('bench.measure_layers','rounds'),('bench.measure_busy','rounds'),('bench.measure_busy','least'),('compare.sample_picture','n'),('disentanglement.mutual_information','n')}
 
 def bad_values(w, kind, base, all_types, lengthy=False):
     "Values to put in the place of one that works"
