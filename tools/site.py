@@ -7,21 +7,36 @@ import nbformat
 from nbdev.config import get_config
 from nbdev.serve import proc_nbs
 from smalldocs.cli import main as smalldocs
-from smalldocs.layout import KATEX
 
 root = Path(__file__).resolve().parent.parent
-katex = Path('/usr/share/javascript/katex') # Debian's libjs-katex; without it the pages load KaTeX from smalldocs's CDN
+
+def sources(folder):
+    "The notebooks below `folder`, without those of hidden folders"
+    return [p for p in sorted(Path(folder).rglob('[!_.]*.ipynb')) if not any(o[0]=='.' for o in p.parts)]
+
+def title_faults(path):
+    "What is wrong with the title's cell of the notebook at `path`, of which nbdev keeps only the title and a quoted line"
+    text = next((c.source.strip() for c in nbformat.read(path, 4).cells if c.cell_type=='markdown'), '')
+    title,*rest = [o for o in text.splitlines() if o.strip()]  or ['']
+    if not title.startswith('# '): return [f'{path}: its first text is no title: {title[:60]!r}']
+    if rest and rest[0].startswith('> '): rest = rest[1:]
+    return [f"{path}: a site drops this line of the title's cell, so put it into the next: {o[:60]!r}" for o in rest]
 
 def process():
     "Fill _proc/ with the notebooks as nbdev prepares them for a site, and return it"
     shutil.rmtree('_proc', ignore_errors=True)
     proc = proc_nbs('nbs')
-    lost = {p.name for p in Path('nbs').rglob('[!_.]*.ipynb') if not any(o[0]=='.' for o in p.parts)} - {p.name for p in proc.rglob('*.ipynb')}
+    lost = {p.name for p in sources('nbs')} - {p.name for p in proc.rglob('*.ipynb')}
     if lost: sys.exit(f'nbdev did not process {sorted(lost)}')
+    for p in proc.rglob('*.ipynb'): # a page would show the error of a renderer, and nothing else would tell
+        for c in nbformat.read(p, 4).cells:
+            if re.search(r'^show_doc\(', c.source, re.M) and not all('text/markdown' in o.get('data', {}) for o in c.outputs):
+                sys.exit(f'{p}: no documentation came of: {c.source}')
     return proc
 
 def stage(proc, dest):
-    "Copy `proc` to `dest`/nbs as smalldocs wants it: each notebook, and the links to it, under the name of its page"
+    """Copy `proc` to `dest`/nbs as smalldocs wants it: each notebook, and the links to it, under the name of its page
+    Returns that folder, and the path of each page's notebook, both without the ending"""
     shutil.copytree(proc, dest/'nbs')
     nbs = {p: nbformat.read(p, 4) for p in (dest/'nbs').rglob('*.ipynb')}
     page = re.compile(r'^output-file:\s*(\S+)\.html\n?', re.M) # nbdev's front matter: `scan.html` in 00_scan.ipynb
@@ -36,8 +51,9 @@ def stage(proc, dest):
         nbformat.write(nb, p)
         p.rename(p.with_stem(names[p]))
     conf = rename((root/'_quarto.yml').read_text(encoding='utf-8'), r'href: (?:\S*/)?')
-    (dest/'_quarto.yml').write_text(re.sub(r'.*html-math-method.*\n', '', conf), encoding='utf-8') # smalldocs knows KaTeX alone
-    return dest/'nbs'
+    (dest/'_quarto.yml').write_text(re.sub(r'\n +grid:.*', '', conf), encoding='utf-8') # widths for Quarto; smalldocs takes them from styles.css
+    nbs_of = {p.with_stem(n).relative_to(dest/'nbs').with_suffix('').as_posix(): p.relative_to(dest/'nbs').with_suffix('').as_posix() for p,n in names.items()}
+    return dest/'nbs', nbs_of
 
 class Page(HTMLParser):
     "The ids and the links of one page"
@@ -50,11 +66,24 @@ class Page(HTMLParser):
             if k=='id' or (tag=='a' and k=='name'): self.ids.add(v)
             if k in ('href','src') and v is not None: self.links.append(v)
 
-def localize(site, url):
-    "Make KaTeX and the links that nbdev wrote to the published site at `url` relative to each page"
-    if katex.exists():
-        shutil.copytree(katex, site/'site_libs/katex')
-        shutil.copy(katex/'contrib/auto-render.js', site/'site_libs/katex/contrib/auto-render.min.js')
+def hang(code):
+    "Put each line of highlighted `code` into a block of its own, which begins a line that had to be broken further in than the line itself"
+    out,tags = [],[]
+    for line in code.split('\n'):
+        before = ''.join(tags)
+        for tag in re.findall(r'<span[^>]*>|</span>', line):
+            if tag[1]=='/': tags.pop()
+            else: tags.append(tag)
+        text = re.sub(r'<[^>]*>', '', line)
+        indent = len(text)-len(text.lstrip())
+        out.append(f'<span class="hang" style="--indent:{indent}">{before}{line}\n{"</span>"*len(tags)}</span>')
+    return ''.join(out)
+
+def localize(site, url, nbs_of):
+    """Make the links that nbdev wrote to the published site at `url` relative to each page, those to a page's source those of its notebook
+    (`nbs_of`: page to notebook), and the card's address the same for all; lines of code hang; a theme loads no font from elsewhere"""
+    for css in (site/'site_libs/themes').glob('*.css'):
+        css.write_text(re.sub(r'@import url\(https:[^)]*\);', '', css.read_text(encoding='utf-8')), encoding='utf-8')
     ids = {p.relative_to(site).as_posix(): Page(p).ids for p in site.rglob('*.html')}
     for page in ids:
         up = '../'*page.count('/')
@@ -63,7 +92,10 @@ def localize(site, url):
             found = next((a for a in (anchor, anchor.split('.')[0]) if a in ids.get(to, ())), '')
             return f'href="{up}{to}' + (f'#{found}"' if found else '"')
         text = re.sub(rf'(?<=<a )href="{re.escape(url)}/([^"#]*)(?:#([^"]*))?"', near, (site/page).read_text(encoding='utf-8'))
-        if katex.exists(): text = text.replace(KATEX, f'{up}site_libs/katex')
+        text = re.sub(r'(<code class="sourceCode[^>]*>)(.*?)(?=</code>)', lambda m: m[1]+hang(m[2]), text, flags=re.S)
+        name = page.removesuffix('.html')
+        text = re.sub(rf'(/(?:edit|blob)/[\w.-]+/nbs/){re.escape(name)}\.ipynb', rf'\g<1>{nbs_of[name]}.ipynb', text)
+        text = re.sub(rf'{re.escape(url)}/(?:[\w-]+/)+images/card', f'{url}/images/card', text)
         (site/page).write_text(text, encoding='utf-8')
 
 def bad_links(site):
@@ -86,11 +118,12 @@ def bad_links(site):
 if __name__ == '__main__':
     os.chdir(root)
     cfg,out = get_config(),root/'_docs'
+    if faults := [o for p in sources('nbs') for o in title_faults(p)]: sys.exit('\n'.join(faults))
     with tempfile.TemporaryDirectory() as tmp:
-        src = stage(process(), Path(tmp))
+        src,nbs_of = stage(process(), Path(tmp))
         if smalldocs(['render', '--strict', '--quiet', str(src)]) or smalldocs(['check', str(src)]): sys.exit('smalldocs found faults')
         shutil.rmtree(out, ignore_errors=True)
         shutil.move(src/'_docs', out)
-    localize(out, cfg.doc_host+cfg.doc_baseurl)
+    localize(out, cfg.doc_host+cfg.doc_baseurl, nbs_of)
     if bad := bad_links(out): sys.exit('\n'.join(bad))
     print(f'{len(list(out.rglob("*.html")))} pages in {out.name}/, every link within them sound')

@@ -27,12 +27,12 @@ def browser():
         yield b
         b.close()
 
-def watched(browser, url):
-    "A new page that loads nothing but `url`, and the list of errors it will fill: of scripts, and of files that are missing"
-    page,errors = browser.new_page(viewport=dict(width=1280, height=900)),[]
+def watched(browser, url, **how):
+    "A new page that loads nothing but `url`, and the list of errors it will fill: of scripts, of files that are missing or elsewhere"
+    page,errors = browser.new_page(viewport=dict(width=1280, height=900), **how),[]
     page.on('pageerror', lambda e: errors.append(str(e)))
     page.on('response', lambda r: r.status>=400 and errors.append(f'{r.status} {r.url}'))
-    page.route(re.compile(rf'^(?!{re.escape(url)})'), lambda r: r.abort())
+    page.route(re.compile(rf'^(?!{re.escape(url)}|data:)'), lambda r: (errors.append(f'asks for {r.request.url}'), r.abort()))
     return page,errors
 
 @pytest.fixture
@@ -59,9 +59,63 @@ def test_notebook(visit):
     page = visit('scan')
     assert page.locator('h1').is_visible() and page.locator('#quarto-sidebar').is_visible()
     assert all(page.locator('main img').evaluate_all('imgs => [imgs.length, ...imgs.map(o => o.naturalWidth)]'))
-    page.wait_for_selector('main .katex math', state='attached')
-    table = page.locator('main table:has-text("Details")').first
-    assert table.is_visible() and table.locator('tr').count() > 3
+    assert page.locator('main math').count() > 10 and '$' not in page.locator('main p').first.inner_text()
+    api = page.locator('main details.api:has(table)').first
+    table = api.locator('table')
+    assert not table.is_visible()
+    api.locator('summary').click()
+    assert table.is_visible() and table.locator('tr').count() > 2
+    assert page.locator('.page-navigation a').count() == 2
+
+WIDE = """width => { const main = document.querySelector('main'), seen = o => o.offsetParent!==null
+    const scrolls = o => o.scrollWidth > o.clientWidth+1
+    return [document.documentElement.scrollWidth > width ? ['the page'] : [],
+        [...main.querySelectorAll('pre, pre > code')].filter(o => seen(o) && scrolls(o)).map(o => 'code: '+o.textContent.slice(0, 60)),
+        [...main.querySelectorAll(':scope img, :scope table, :scope .equations, :scope p')].filter(o => seen(o) && o.getBoundingClientRect().right > width)
+            .map(o => o.tagName+': '+o.textContent.slice(0, 60))].flat() }"""
+
+def pages(): return sorted(p.relative_to(docs).as_posix() for p in docs.rglob('*.html'))
+
+def test_nothing_scrolls_sideways(browser, url):
+    "On every page, at the width of a laptop and of a telephone, with every fold open"
+    page,errors = watched(browser, url)
+    faults = []
+    for name in pages():
+        page.goto(f'{url}/{name}')
+        page.evaluate('document.querySelectorAll("details").forEach(o => o.open = true)')
+        for width in (1280, 390):
+            page.set_viewport_size(dict(width=width, height=900))
+            faults += [f'{name} at {width}: {o}' for o in page.evaluate(WIDE, width)]
+    page.close()
+    assert len(pages()) > 40 and faults == [] and errors == []
+
+def test_dark(browser, url, tmp_path):
+    page,errors = watched(browser, url, color_scheme='dark')
+    page.goto(f'{url}/evaluation.html')
+    page.screenshot(path=tmp_path/'dark.png')
+    grey = """([where, what]) => { const c = document.createElement('canvas').getContext('2d'); c.fillStyle = getComputedStyle(document.querySelector(where))[what]
+        c.fillRect(0, 0, 1, 1); return c.getImageData(0, 0, 1, 1).data.slice(0, 3).reduce((a, b) => a+b)/3 }"""
+    for where in ('body', '#quarto-sidebar', '.navbar', '.form-control'): assert page.evaluate(grey, [where, 'backgroundColor']) < 70, where
+    for where in ('main p', 'main h2', '#quarto-sidebar a', '.navbar-title', '#TOC a', 'main pre code'): assert page.evaluate(grey, [where, 'color']) > 140, where
+    page.close()
+    assert errors == []
+
+def test_heads_and_links():
+    "Every page has the card and the icon, links to its own notebook, and leaks no name of a kind of parameter; the reader's path opens in Colab"
+    badges = 0
+    for name in pages():
+        text = (docs/name).read_text(encoding='utf-8')
+        icon = re.search(r'<link rel="icon" href="([^"]*)"', text)[1]
+        assert (docs/name).parent.joinpath(icon).is_file() and 'og:image' in text, name
+        for address in re.findall(r'content="https://sdn-nb.github.io/sdn_nb/([^"]*\.png)"', text): assert (docs/address).is_file(), name
+        for kind in ('edit','blob'):
+            notebook = re.search(rf'sdn_nb/{kind}/main/(nbs/[^"]*\.ipynb)" class="toc-action"', text)[1]
+            assert (docs.parent/notebook).is_file(), f'{name}: {notebook}'
+        if colab := re.search(r'colab\.research\.google\.com/github/sdn-nb/sdn_nb/blob/main/([^"]*)"', text):
+            badges += 1
+            assert (docs.parent/colab[1]).is_file(), name
+        assert 'args:VAR_' not in text and ':VAR_KEYWORD' not in text, name
+    assert badges == len([*(docs.parent/'nbs').glob('[0-9][0-9]_*.ipynb')])+1
 
 def test_errors_are_seen(browser, url):
     page,errors = watched(browser, url)
