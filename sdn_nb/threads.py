@@ -98,7 +98,7 @@ def computing_with(
 ):
     "torch computes with `n` threads meanwhile"
     import torch
-    if n is not None and (n<1 or n!=int(n)):
+    if n is not None and (n<1 or n%1):
         raise ValueError(f"computing_with: `n` must be a whole number, at least 1, or None, got {n}.")
     before = torch.get_num_threads()
     if n: torch.set_num_threads(int(n))
