@@ -12,6 +12,7 @@ import json,math,os,struct,time,zlib
 from contextlib import contextmanager
 from dataclasses import asdict
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path,PurePosixPath
 from typing import NamedTuple
 import numpy as np
@@ -292,10 +293,9 @@ def _ready_backends(x):
 @contextmanager
 def _sweeping_with(names):
     "Choose among these programs of the sweep only"
-    others = {name: b for name,b in BACKENDS.items() if name not in names}
     kept = dict(BACKENDS)
     try:
-        for name in others: del BACKENDS[name]
+        for name in kept.keys()-{*names}: del BACKENDS[name]
         yield
     finally:
         BACKENDS.clear()
@@ -409,7 +409,7 @@ def _check_compressible(model, k, bits, bs, threads):
 
 def _encode(model, k, bits, bs, progress):
     "Stack, batches as the header has them, and bits that the ELBO says"
-    n,latents = len(k),sum(b.z*math.prod(s) for b,s in zip(reversed(model.blocks), _latent_sizes(model)))
+    n,latents = len(k),_n_latents(model)
     stack,batches,said,done,bar = Stack(),[],0.,0,progress_bar(range(n), leave=False, display=progress)
     began = time.perf_counter()
     for i in bar:
@@ -424,13 +424,13 @@ def _encode(model, k, bits, bs, progress):
         bar.comment = f'{rate:.0f} images/s, {len(stack)/values:.3f} bits/dim, ELBO {said/values:.3f}'
     return stack,batches,said
 
-def _latent_sizes(model):
-    "(H, W) of the latent variables, top first"
-    size,sizes = model.config.image_size,[]
+def _n_latents(model):
+    "How many latent variables an image has"
+    size,n = math.prod(model.config.image_size),0
     for block in model.blocks:
-        if block.downsample: size = tuple(s//2 for s in size)
-        sizes.append(size)
-    return sizes[::-1]
+        if block.downsample: size //= 4
+        n += block.z*size
+    return n
 
 # %% ../nbs/13_compression.ipynb #6b680e81
 def compress(
@@ -474,12 +474,9 @@ def compress(
 
 def _versions():
     "On what probabilities depend"
-    found = dict(sdn_nb=sdn_nb.__version__, torch=torch.__version__, constriction=_constriction_version())
-    return found | dict(processor=torch.backends.cpu.get_cpu_capability())
-
-def _constriction_version():
-    from importlib.metadata import version
-    return version('constriction')
+    return dict(
+        sdn_nb=sdn_nb.__version__, torch=torch.__version__, constriction=version('constriction'),
+        processor=torch.backends.cpu.get_cpu_capability())
 
 # %% ../nbs/13_compression.ipynb #78a514a1
 def _check_readable(packed, model):

@@ -626,7 +626,7 @@ class RunFolder(Callback):
         folder,               # where the run lives, made if missing
         replace:tuple=(),     # files of an older run to remove when this one is first saved; nothing is resumed then
         minutes:float=10.,    # time between two checkpoints in the middle of an epoch; 0 for every batch
-        # JSON sections for config.json beside the model's; `run`, an identity, goes into weights and checkpoint too
+        # JSON sections for config.json beside the model's; `run`, an identity, goes into the other files too
         **sections,
     ):
         self.folder,self.replace = as_path(folder),replace
