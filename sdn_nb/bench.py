@@ -383,7 +383,7 @@ class StepParts(Callback):
         self.parts = parts | dict(python=step-sum(parts.values()), profiled=step)
 
 # %% ../nbs/engine/bench.ipynb #fa11be25
-FORMS = 'scan','published','recorded'
+FORMS = 'scan','recorded','published'
 
 @contextmanager
 def _sweeps_of(form):

@@ -107,7 +107,7 @@ def test_signal_ends_the_stage_and_keeps_what_is_there(tmp_path, sig):
     p.send_signal(sig)
     text = p.communicate(timeout=10)[0]
     records = json.loads((tmp_path/'environment.json').read_text())['stages']
-    assert p.returncode==1 and [r['outcome'] for r in records]==['stopped','skipped'] and 'steps' in text
+    assert p.returncode==1 and [r['outcome'] for r in records]==['ok','stopped','skipped'] and 'steps' in text
 
 @pytest.mark.parametrize('args,says', [
     (('--break','speed=burn'), 'must be one of environment, tests, speed, steps, training'),

@@ -575,7 +575,8 @@ def parser():
         'of at most 16 MiB (default: gpu_results); those of an earlier run are moved to FOLDER.1, FOLDER.2 ...')
     add('--minutes', type=positive, default=8., metavar='M', help='all has ended then, killing included (default: 8)')
     add('--device', choices=['cuda','cpu'], default='cuda', help='cpu rehearses all at toy size (default: cuda)')
-    add('--only', nargs='+', choices=names, metavar='STAGE', help=f"run some stages only, of {', '.join(names)}")
+    add('--only', nargs='+', choices=names, metavar='STAGE',
+        help=f"run some stages only, of {', '.join(names)}, and first what the machine is")
     add('--break', type=broken, action='append', default=[], dest='broken', metavar='STAGE=crash|hang',
         help='let a stage fail or hang, to rehearse this command; can be repeated')
     add('--pack', action='store_true', help='run nothing; gather in .gpu/ what a machine without network '
@@ -601,7 +602,7 @@ def main(argv=None):
     if a.pack: return pack(a.fashion_mnist)
     if a.collect: return collect(a.collect, a.results, a.force_cpu)
     for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP): signal.signal(s, stop)
-    stages = [s for s in STAGES if not a.only or s.name in a.only]
+    stages = [s for s in STAGES if not a.only or s.name in ('environment',*a.only)]
     return int(not Run(stages, a.out, a.device, a.minutes, dict(a.broken), began).go())
 
 if __name__ == '__main__': sys.exit(main())
