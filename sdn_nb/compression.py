@@ -29,7 +29,7 @@ from .saving import as_path,atomic,model_folder,shipped,tensor_digest
 from .sources import as_shown,is_array_file,printable
 from .formats import read_idx
 from .vae import SDNVAE
-from .data import DATASETS,image_endings,open_images,to_unit
+from .data import DATASETS,find_images,image_endings,open_images,to_unit
 from .evaluation import at_rest
 from .threads import computing_with
 from .commands import command,plain_errors
@@ -555,7 +555,9 @@ def read_exactly(
     except FileNotFoundError: raise
     except Exception as e: refuse(f"can't be read as an image ({e}).")
     if done or picture.mode not in ('L','RGB'):
-        refuse("is transparent, has more than 8 bits or several pages, and would not come back as it is.")
+        refuse(
+            "is transparent, has more than 8 bits, several pages or a colour profile, and would not come back as it"
+            " is.")
     if picture.size[::-1]!=size:
         refuse(f"is {picture.height}x{picture.width}; the model knows images of {size[0]}x{size[1]} (height x width).")
     a = np.asarray(picture if channels==1 and picture.mode=='L' else picture.convert('RGB'))
@@ -566,12 +568,6 @@ def read_exactly(
     if not torch.equal(grey[k.long()], a[:channels]):
         refuse(f"has other values than the {levels} levels of the model, which are {grey[:3].tolist()}... of 255.")
     return k
-
-def _pictures_of(folder):
-    "Picture files of a folder and its subfolders, hidden ones left out, by name"
-    endings = image_endings()
-    found = (p for p in folder.rglob('*') if p.suffix.lower() in endings and p.is_file())
-    return sorted(p for p in found if not any(part.startswith('.') for part in p.relative_to(folder).parts))
 
 def _named_levels(name, split, path, cfg):
     "Levels of a part of a named data set, or of a file of arrays"
@@ -599,7 +595,7 @@ def collect(
         p = as_path(source)
         if str(source) in DATASETS or is_array_file(source): found,called = _named_levels(source, split, path, cfg),None
         elif p.is_dir():
-            if not (files := _pictures_of(p)): raise ValueError(f"sdn_compress: there are no pictures in {p}.")
+            if not (files := find_images(p)[0]): raise ValueError(f"sdn_compress: there are no pictures in {p}.")
             found = torch.stack([read_exactly(f, cfg) for f in files])
             called = [f.relative_to(p).as_posix() for f in files]
         elif p.suffix.lower() in image_endings(): found,called = read_exactly(p, cfg)[None],[p.name]

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SYSTEM_NAMES', 'UNREAD', 'MOST_OTHERS', 'IN_MEMORY', 'DATASETS', 'to_unit', 'to_levels', 'show_images', 'DataInfo',
-           'TensorImages', 'ToUnit', 'ImageDL', 'image_sets', 'FileImages', 'image_endings', 'DamagedFileWarning',
-           'FewerLevels', 'Part', 'DataSet', 'register_dataset', 'as_parts', 'open_images', 'make_dls', 'get_dls']
+           'TensorImages', 'ToUnit', 'ImageDL', 'image_sets', 'FileImages', 'image_endings', 'find_images',
+           'DamagedFileWarning', 'FewerLevels', 'Part', 'DataSet', 'register_dataset', 'as_parts', 'open_images',
+           'make_dls', 'get_dls']
 
 # %% ../nbs/06_data.ipynb #8e28d16c
 import os, random, re, warnings
@@ -379,9 +380,13 @@ def image_endings(
     forms = {*Image.OPEN,'MPO'}-{'BUFR','GRIB','HDF5','MPEG'}   # these PIL knows, and finds no picture in them
     return {ending for ending,form in Image.registered_extensions().items() if form in forms}
 
-def _find_files(folder):
-    "The image files of a folder and its subfolders, by name, and the names of subfolders by where they lie"
-    endings,others = image_endings(),0
+def find_images(
+    folder, # where to look, subfolders included
+)->tuple:   # paths of image files, by name; {folder: names of its subfolders}, both relative to `folder`
+    """Find the pictures that PIL can read. Hidden files and those of operating systems are passed over, loops of links
+    walked once; warns of kinds that can't be read here. Raises `ValueError` where a folder can't be looked into or
+    holds mostly other files."""
+    folder,endings,others = as_path(folder),image_endings(),0
     files,unread,subfolders = [],[],{}
     for at,dirs,names in _walk(folder):
         subfolders[at.relative_to(folder)] = dirs
@@ -604,7 +609,7 @@ def _read_parted(folder, found, hw, damaged):
 def _folder(folder, size, seed, flip, damaged='stop'):
     "What a source gives, from a folder of images"
     hw = None if size is None else _hw(size)
-    files,subfolders = _find_files(folder)
+    files,subfolders = find_images(folder)
     if found := _parted(folder, files, subfolders): parts,split = _read_parted(folder, found, hw, damaged)
     else:
         why = 'training and validation need at least 2'
@@ -629,7 +634,7 @@ def _celebahq256(seed, flip, path):
         raise FileNotFoundError(
             f"celebahq256: there is no folder {folder}. Nothing is downloaded; "
             "put the 256x256 images there, or give their folder as path.")
-    files,subfolders = _find_files(folder)
+    files,subfolders = find_images(folder)
     if found := _parted(folder, files, subfolders): parts,split = _read_parted(folder, found, None, 'stop')
     else:
         why = 'training, validation and test need at least 3'

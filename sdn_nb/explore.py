@@ -595,7 +595,7 @@ TEMPLATE = """{% extends 'voila/templates/lab/index.html.j2' %}
 {% endblock %}"""
 
 # what a browser gets that may not have the page
-REFUSAL = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>SDN explorer</title>
+REFUSAL = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>SDN explorer</title><link rel="icon" href="data:,">
 <style>
 :root {color-scheme: light dark; font-family: system-ui, sans-serif}
 body {margin: 4em auto; max-width: 36em}
@@ -620,6 +620,10 @@ PROCESSES = { # settings of Jupyter for their processes: seconds
     'MappingKernelManager.cull_idle_timeout': 300, # until one ends that has no page any more
     'MappingKernelManager.cull_interval': 30,      # between two looks for such
     'KernelManager.shutdown_wait_time': .2}        # until one is killed that does not end by itself
+
+def _give_cookie(page, **_):
+    "A hook of Voilà: set the cookie without which a page that is left can't end its process"
+    assert page.xsrf_token                                  # reading it sets it
 
 def _limit_pages(manager):
     "Let a kernel manager refuse to start a process where there are `PAGES`"
@@ -652,6 +656,7 @@ def serve(
             super().setup_template_dirs()
             self.template_paths.insert(0, self.root_dir)
         def init_settings(self):
+            self.voila_configuration.prelaunch_hook = _give_cookie
             settings = super().init_settings()
             _limit_pages(self.kernel_manager)
             return settings

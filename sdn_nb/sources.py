@@ -8,11 +8,13 @@ __all__ = ['SHOWN', 'PART_WORDS', 'ImagesWarning', 'is_grey', 'eight_bits', 'as_
 
 # %% ../nbs/engine/sources.ipynb #9c72112d
 import os, re, warnings
+from functools import lru_cache
+from io import BytesIO
 from os import PathLike
 from pathlib import Path
 import numpy as np
 from fastprogress import progress_bar
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 from .saving import as_path
 
 # %% ../nbs/engine/sources.ipynb #b004095d
@@ -58,6 +60,7 @@ class ImagesWarning(UserWarning): "What was done to images so that they could be
 SHOWN = dict( # what may have to be done for a picture to be shown -> a word about it
     white='are transparent in places, and stand on white',
     black='are white where they are not transparent, and stand on black',
+    profile='have a colour profile other than sRGB, and are shown in sRGB',
     upper='have 16 bits for each value, of which the upper 8 are kept',
     first='have several frames or pages, of which the first is taken')
 
@@ -76,6 +79,38 @@ def eight_bits(
     if not picture.mode.startswith('I;16'): return picture
     return Image.fromarray(np.minimum(np.asarray(picture)>>(bits-8), 255).astype(np.uint8))
 
+# %% ../nbs/engine/sources.ipynb #2230fad6
+_SAME = 2 # levels by which a profile may move colours and still be called sRGB, since profiles are rounded
+
+@lru_cache(64)
+def _to_srgb(icc):
+    "The mode that a colour profile is for, and the transform from it to sRGB; None if there is nothing to change"
+    try:
+        profile = ImageCms.ImageCmsProfile(BytesIO(icc))
+        mode = {'RGB': 'RGB', 'GRAY': 'L', 'CMYK': 'CMYK'}[profile.profile.xcolor_space.strip()]
+        exact = ImageCms.Flags.NOOPTIMIZE if mode=='L' else ImageCms.Flags.NONE # else dark greys are off by up to 10
+        change = ImageCms.buildTransform(profile, ImageCms.createProfile('sRGB'), mode, 'RGB', flags=exact)
+    except (ImageCms.PyCMSError,OSError,KeyError): return None     # viewers pass over what they can't read
+    if mode=='CMYK': return mode,change
+    each = np.arange(0, 256, 1 if mode=='L' else 15)
+    colours = each[None] if mode=='L' else np.stack(np.meshgrid(each, each, each), -1).reshape(1, -1, 3)
+    before = Image.fromarray(colours.astype(np.uint8))
+    moved = np.asarray(ImageCms.applyTransform(before, change)).astype(int)-np.asarray(before.convert('RGB'))
+    return (mode,change) if abs(moved).max()>_SAME else None
+
+def _in_srgb(picture, icc):
+    "A picture of at most 8 bits whose values stand for colours of sRGB, and whether they had to be changed"
+    mode,change = icc and _to_srgb(icc) or (None,None)
+    if mode!=('CMYK' if picture.mode=='CMYK' else 'L' if is_grey(picture.mode) else 'RGB'): return picture,False
+    alpha = None
+    if picture.has_transparency_data:
+        picture = picture.convert('RGBA')
+        alpha = picture.getchannel('A')
+    shown = ImageCms.applyTransform(picture.convert(mode), change)
+    if mode=='L': shown = shown.getchannel('G')
+    if alpha: shown.putalpha(alpha)
+    return shown,True
+
 # %% ../nbs/engine/sources.ipynb #ada324be
 def _on_ground(picture, mode):
     "A transparent picture on white, or on black if it would vanish there, and which; an opaque one, and None"
@@ -91,9 +126,9 @@ def _on_ground(picture, mode):
 def as_shown(
     picture, # PIL image
 )->tuple:    # the picture, of mode L, RGB or (grey of more than 8 bits) I;16, and a list of keys of SHOWN
-    """A picture as viewers show it: its first frame, upright, on white where it is transparent. Raises `ValueError`
-    where its pixels have no fixed range, or 16 bits of which one value means transparent; what PIL raises where it
-    can't be read to its end."""
+    """A picture as viewers show it: its first frame, upright, in sRGB (what has more than 8 bits as it is), on white
+    where it is transparent. Raises `ValueError` where its pixels have no fixed range, or 16 bits of which one value
+    means transparent; what PIL raises where it can't be read to its end."""
     if picture.mode in ('I','F') and picture.format!='PPM' or picture.mode=='F':
         raise ValueError(
             f"it has 32-bit pixels, PIL mode {picture.mode}, and no fixed range; save it with 8 or 16 bits")
@@ -101,22 +136,26 @@ def as_shown(
     paged = getattr(picture, 'n_frames', 1)>1 and picture.format not in ('MPO','PSD')   # a PSD's are its layers
     upper = picture.mode=='I' or bool(re.search(';16[BLN]', raw)) and not picture.mode.startswith('I;16')
     grey = is_grey(picture.mode) or picture.mode=='I' or 'LA;16' in raw
+    icc = picture.info.get('icc_profile')
     picture = ImageOps.exif_transpose(picture)
     if picture.mode=='I': picture = eight_bits(Image.fromarray(np.asarray(picture).astype(np.uint16)))
-    picture,ground = _opaque(picture, raw, 'L' if grey else 'RGB')
-    return picture,[k for k,true in (('first',paged), ('upper',upper), (ground,ground)) if true]
+    picture,ground,moved = _opaque(picture, raw, 'L' if grey else 'RGB', icc)
+    picture.info.pop('icc_profile', None)                   # it was heeded
+    return picture,[k for k,true in (('first',paged), ('upper',upper), ('profile',moved), (ground,ground)) if true]
 
-def _opaque(picture, raw, mode):
-    "A picture of this mode, or of I;16, without transparency, and what it stands on, if it had any"
+def _opaque(picture, raw, mode, icc):
+    """A picture of this mode, or of I;16, without transparency; what it stands on, if it had any; whether its profile
+    changed it"""
     deep,few = picture.mode.startswith('I;16'),re.search(r"L;([24])\b", raw)
     if picture.mode in ('La','RGBa'): picture = picture.convert(picture.mode.upper())
-    if not picture.has_transparency_data: return (picture if deep else picture.convert(mode)),None
-    key = picture.info.get('transparency')
-    if isinstance(key, (int,tuple)) and (deep or ';16' in raw):
+    clear,key = picture.has_transparency_data,picture.info.get('transparency')
+    if clear and isinstance(key, (int,tuple)) and (deep or ';16' in raw):
         raise ValueError("it has 16 bits, and one value means transparent; save it with 8 bits or an alpha channel")
-    if few and isinstance(key, int): # PIL has stretched its 2 or 4 bits to 8, but not those of the key
+    if clear and few and isinstance(key, int): # PIL has stretched its 2 or 4 bits to 8, but not those of the key
         picture.info['transparency'] = key*255//(2**int(few[1])-1)
-    return _on_ground(picture, mode)
+    picture,moved = (picture,False) if deep else _in_srgb(picture, icc)
+    if not clear: return (picture if deep else picture.convert(mode)),None,moved
+    return *_on_ground(picture, mode),moved
 
 # %% ../nbs/engine/sources.ipynb #400cd2c4
 def tell(

@@ -332,7 +332,7 @@ def parts(w):
         'analysis.draw_learning_curve': dict(run=w.run, ax=ax()),
         'data.DataInfo': asdict(info), 'data.TensorImages': dict(levels=w.levels, flip=False, files=None),
         'data.FewerLevels': dict(images=w.dls.train_ds, levels=32), 'data.Part': dict(images=w.dls.train_ds, index=[0,1], flip=False),
-        'data.ToUnit': dict(n_levels=17),
+        'data.ToUnit': dict(n_levels=17), 'data.find_images': dict(folder=w.folder),
         'hub.signed': dict(text='a'), 'hub.read_card': dict(file=w.run/'README.md'), 'hub.is_own_card': dict(file=w.run/'README.md'),
         'hub.front_matter': dict(fields=dict(a='b', c=[1])), 'hub.card_results': dict(data='digits', evaluation=evaluation),
         'hub.model_card': dict(name='a', kind=m.vae.SDNVAE, config=read, evaluation=evaluation, license='mit'),
@@ -499,7 +499,8 @@ def kind_of(base, annotation):
 
 # counts of what is done one after the other: who asks for much gets it
 LENGTHY = {('evaluation.iw_bpd','samples'),('analysis.prior_samples','n'),('disentanglement.evaluate','repeats'),('threads.choose_threads','seconds'),
-    ('bench.measure','rounds'),('bench.measure_layers','rounds'),('bench.measure_busy','rounds'),('bench.measure_busy','least'),('compare.sample_picture','n'),('disentanglement.mutual_information','n')}
+    ('bench.measure','rounds'),('bench.measure_layers','rounds'),('bench.measure_busy','rounds'),('bench.measure_busy','least'),('compare.sample_picture','n'),('disentanglement.mutual_information','n'),
+    ('vae.SDNVAE.sample','n')}
 
 def bad_values(w, kind, base, all_types, lengthy=False):
     "Values to put in the place of one that works"
@@ -529,7 +530,7 @@ def in_time(seconds):
 
 def is_ours(frame): return '/sdn_nb/' in frame.filename.replace(os.sep, '/') and '/tests/' not in frame.filename
 
-TORCH_SAYS = "can't allocate memory",'not enough memory','Storage size calculation overflowed','out of memory','device string','Device string','error unpacking string as utf-8','Expected one of cpu, cuda','Found no NVIDIA driver'
+TORCH_SAYS = "can't allocate memory",'not enough memory','Storage size calculation overflowed','integer multiplication overflow','out of memory','device string','Device string','error unpacking string as utf-8','Expected one of cpu, cuda','Found no NVIDIA driver'
 
 def is_told_by_others(e, kind):
     "Torch's own words for memory and devices, and Python's for an object of another kind where any with the right attributes would do"

@@ -192,6 +192,91 @@ def test_orientation_wherever_it_is_noted(kind, o):
     want = TURNS[o](a)
     assert got.shape==want.shape and abs(got-want).max()<(12 if kind in ('webp','avif','jpg') else 1)
 
+def profile(space, tags, pcs=b'XYZ ', kind=b'mntr'):
+    "An ICC profile of version 2 with these tags, {name: bytes}"
+    tags = dict(desc=b'desc'+bytes(4)+struct.pack('>I', 2)+b't\0'+bytes(78), cprt=b'text'+bytes(4)+b'none\0',
+                wtpt=xyz(.9642, 1, .8249)) | tags
+    at,table,data = 132+12*len(tags),b'',b''
+    for name,v in tags.items():
+        v += bytes(-len(v)%4)
+        table += name.encode()+struct.pack('>II', at+len(data), len(v)); data += v
+    head = struct.pack('>I4sI4s4s4s12s4s', at+len(data), b'none', 0x02400000, kind, space, pcs, bytes(12), b'acsp')+bytes(28)+xyz(.9642, 1, .8249)[8:]+bytes(48)
+    return head+struct.pack('>I', len(tags))+table+data
+def xyz(*v): return b'XYZ '+bytes(4)+struct.pack('>3i', *(round(65536*o) for o in v))
+def power(gamma): return b'curv'+bytes(4)+struct.pack('>IH', 1, round(256*gamma))
+def curve(f): return b'curv'+bytes(4)+struct.pack('>I1024H', 1024, *(round(65535*f(i/1023)) for i in range(1024)))
+def rgb_profile(primaries, trc): return profile(b'RGB ', {f'{c}{t}': v for c,p in zip('rgb', primaries) for t,v in (('XYZ',xyz(*p)), ('TRC',trc))})
+
+# primaries of the two spaces, adapted to D50: Bruce Lindbloom's tables
+SRGB = (.4360747,.2225045,.0139322),(.3850649,.7168786,.0971045),(.1430804,.0606169,.7141733)
+ADOBE = (.6097559,.3111242,.0194811),(.2052401,.6256560,.0608902),(.1492240,.0632197,.7448387)
+def linear(v): return v/12.92 if v<=.04045 else ((v+.055)/1.055)**2.4
+def encode(v): return np.where(v<=.0031308, 12.92*v, 1.055*np.clip(v, 0, None)**(1/2.4)-.055)
+def from_adobe(levels):
+    "Levels of Adobe RGB as levels of sRGB, (..., 3), not rounded"
+    light = (np.asarray(levels)/255)**(563/256)@np.array(ADOBE)@np.linalg.inv(np.array(SRGB))
+    return 255*encode(light.clip(0, 1))
+def saved(picture, **kw):
+    f = io.BytesIO(); picture.save(f, **kw); f.seek(0)
+    return Image.open(f)
+
+photo = rng.integers(0, 256, (16,16,3), dtype=np.uint8)
+adobe = rgb_profile(ADOBE, power(563/256))
+
+@pytest.mark.parametrize('kind', ['png','tiff','webp','jpeg'])
+def test_colour_profiles_are_applied(kind):
+    how = dict(webp=dict(lossless=True), jpeg=dict(quality=100, subsampling=0)).get(kind, {})
+    picture = saved(Image.fromarray(photo), format=kind, icc_profile=adobe, **how)
+    levels = np.asarray(picture.convert('RGB'))                            # a JPEG's are not quite those it was given
+    shown,done = as_shown(picture)
+    assert done==['profile'] and shown.mode=='RGB' and abs(np.asarray(shown)-from_adobe(levels)).max()<1.6
+    assert abs(from_adobe(levels)-levels).max()>40 and as_shown(shown)==(shown,[]) # once
+
+def test_colour_profiles_with_transparency_and_a_palette():
+    clear = np.concatenate((photo, np.full((16,16,1), 128, np.uint8)), 2)
+    shown,done = as_shown(saved(Image.fromarray(clear), format='png', icc_profile=adobe))
+    want = from_adobe(photo)*128/255+255*(1-128/255)
+    assert done==['profile','white'] and abs(np.asarray(shown)-want).max()<2.1
+    few = Image.fromarray(photo).quantize(16)
+    shown,done = as_shown(saved(few, format='png', icc_profile=adobe))
+    assert done==['profile'] and abs(np.asarray(shown)-from_adobe(np.asarray(few.convert('RGB')))).max()<1.6
+
+@pytest.mark.parametrize('gamma', [1.,1.8,2.2])
+def test_colour_profiles_of_grey(gamma):
+    level = np.arange(256, dtype=np.uint8)[None].repeat(2, 0)
+    icc = profile(b'GRAY', dict(kTRC=power(gamma)))
+    shown,done = as_shown(saved(Image.fromarray(level), format='png', icc_profile=icc))
+    assert done==['profile'] and shown.mode=='L' and abs(np.asarray(shown)-255*encode((level/255)**(round(256*gamma)/256))).max()<.6
+    both = Image.merge('LA', (Image.fromarray(level), Image.new('L', (256,2), 255)))
+    assert np.array_equal(as_shown(saved(both, format='png', icc_profile=icc))[0], shown)
+
+def test_colour_profiles_of_cmyk():
+    "A profile by which black ink alone is seen, and lightness falls with it"
+    table = b'mft1'+bytes(4)+bytes([4,3,2,0])+struct.pack('>9i', *(65536*(i%4==0) for i in range(9)))+bytes(range(256))*4+bytes([255,128,128,0,128,128]*8)+bytes(range(256))*3
+    icc = profile(b'CMYK', dict(A2B0=table, B2A0=table), b'Lab ', b'prtr')
+    ink = rng.integers(0, 256, (16,16,4), dtype=np.uint8)
+    picture = Image.frombytes('CMYK', (16,16), ink.tobytes())
+    shown,done = as_shown(saved(picture, format='tiff', icc_profile=icc))
+    lightness = 100*(1-ink[...,3:]/255)
+    light = np.where(lightness>8, ((lightness+16)/116)**3, lightness/903.3)
+    assert done==['profile'] and abs(np.asarray(shown)-255*encode(light)).max()<2
+    assert as_shown(saved(picture, format='tiff'))[1]==[]
+
+@pytest.mark.parametrize('what', ['sRGB','grey','damaged','empty','for others'])
+def test_colour_profiles_that_change_nothing(what):
+    like_srgb = curve(linear)
+    icc = dict(sRGB=rgb_profile(SRGB, like_srgb), grey=profile(b'GRAY', dict(kTRC=like_srgb)), damaged=adobe[:200], empty=b'no',
+               **{'for others': adobe})[what]
+    pixels = photo[...,0].copy() if what in ('grey','for others') else photo
+    shown,done = as_shown(saved(Image.fromarray(pixels), format='png', icc_profile=icc))
+    assert done==[] and np.array_equal(np.asarray(shown), pixels)
+
+def test_a_folder_tells_of_colour_profiles(tmp_path):
+    for i in range(12): Image.fromarray(np.roll(photo, i, 0)).save(tmp_path/f'{i}.png', icc_profile=adobe)
+    with pytest.warns(ImagesWarning, match='12 of 12 images of .* have a colour profile other than sRGB, and are shown in sRGB'):
+        dls = get_dls(tmp_path, device='cpu', bs=4)
+    assert abs(dls.train.dataset[0].numpy().transpose(1,2,0).mean()-from_adobe(photo).mean())<1
+
 @pytest.mark.parametrize('kind,paged', [('GIF',True), ('TIFF',True), ('PNG',True), ('WEBP',True), ('MPO',False)])
 def test_the_first_frame(kind, paged):
     frames = [Image.new('RGB', (16,16), c) for c in ('#ff0000','#00ff00')]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from sdn_nb.data import get_dls
-from sdn_nb.explore import Settings, picture
+from sdn_nb.explore import PAGES, Settings, picture
 from sdn_nb.saving import model_folder
 from sdn_nb.vae import SDNVAE
 
@@ -214,3 +214,26 @@ def test_token_is_asked(page, url):
     visitor.goto(url.split('?')[0])
     assert '/login' in visitor.url and visitor.locator('.widget-image').count()==0
     other.close()
+
+def test_too_many_pages(page, url, home):
+    "One is refused in words, and shown when another was left"
+    browser,open_pages = page.context.browser,[]
+    refused = browser.new_context(viewport=dict(width=390, height=844), color_scheme='dark').new_page()
+    while refused.goto(url).status!=503:
+        open_pages.append(refused)
+        refused.wait_for_selector('.widget-image', timeout=180_000)
+        assert len(open_pages)<PAGES                                       # `page` is one of them
+        refused = browser.new_context(viewport=dict(width=390, height=844), color_scheme='dark').new_page()
+    text = refused.inner_text('body')
+    assert f'The explorer is open on {PAGES} pages' in text and 'Close one' in text and 'Traceback' not in text
+    assert refused.evaluate('document.documentElement.scrollWidth')<=390
+    refused.screenshot(path=home/'refused.png')
+    picture = Image.open(home/'refused.png').convert('L')
+    assert picture.getpixel((5,5))<64 and picture.getextrema()[1]>190      # bright letters on a dark ground
+    assert open_pages, 'no page could be opened beside the first'
+    open_pages.pop().goto('about:blank')
+    for _ in range(20):
+        if refused.reload().status==200: break
+        refused.wait_for_timeout(500)
+    refused.wait_for_selector('.widget-image', timeout=180_000)
+    for o in (*open_pages, refused): o.goto('about:blank'); o.context.close()
