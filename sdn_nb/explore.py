@@ -595,7 +595,8 @@ TEMPLATE = """{% extends 'voila/templates/lab/index.html.j2' %}
 {% endblock %}"""
 
 # what a browser gets that may not have the page
-REFUSAL = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>SDN explorer</title><link rel="icon" href="data:,">
+REFUSAL = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>SDN explorer</title>
+<link rel="icon" href="data:,">
 <style>
 :root {color-scheme: light dark; font-family: system-ui, sans-serif}
 body {margin: 4em auto; max-width: 36em}
@@ -623,7 +624,7 @@ PROCESSES = { # settings of Jupyter for their processes: seconds
 
 def _give_cookie(page, **_):
     "A hook of Voilà: set the cookie without which a page that is left can't end its process"
-    assert page.xsrf_token                                  # reading it sets it
+    _ = page.xsrf_token                                                 # reading it sets it
 
 def _limit_pages(manager):
     "Let a kernel manager refuse to start a process where there are `PAGES`"
