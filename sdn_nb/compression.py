@@ -481,11 +481,11 @@ def _versions():
 # %% ../nbs/13_compression.ipynb #78a514a1
 def _check_readable(packed, model):
     "Raise a `ValueError` unless this model on this machine computes the bits that the file was written with"
-    h,cfg = packed.header,model.config
-    if model_digest(model)!=h['sha256']:
+    h,cfg,digest = packed.header,model.config,model_digest(model)
+    if digest!=h['sha256']:
         raise ValueError(
             f"unpack: the file was written with the model {h['model']!r}, SHA-256 {h['sha256'][:16]}…; this is"
-            f" another, {model_digest(model)[:16]}…")
+            f" another, {digest[:16]}…")
     if h['images'][1:]!=[cfg.channels,*cfg.image_size] or h['levels']!=cfg.levels:
         raise ValueError("unpack: the file is damaged: its images are not of the size that its model knows.")
     with torch.no_grad(): ready,why = _ready_backends(model.first(torch.zeros(1, *h['images'][1:])))

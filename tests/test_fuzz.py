@@ -385,7 +385,7 @@ NOT_CALLED = {
     'arithmetic and words of our own numbers, which were checked before': '''plan.steps_in plan.epochs_in plan.time_step plan.told_time published.our_order results.machine threads.threads_note
         vae.size_that_fits data.FileImages runs.read_settings runs.run_identity saving.tensor_digest sources.as_shown sources.bits_of sources.tell sources.tell_range
         vae.as_images vae.check_pictures vae.plain_numbers''',
-    'decorators and blocks whose arguments stand in our own code': 'commands.command commands.plain_errors bench.check_sizes threads.printing layers.require_argument layers.require_whole runs.held published.blaming saving.as_tuples saving.require vae.name_layer',
+    'decorators and blocks whose arguments stand in our own code': 'commands.command commands.plain_errors threads.printing layers.require_argument layers.require_whole runs.held published.blaming saving.as_tuples saving.require vae.name_layer',
     'the reader of checkpoints, which `read_published` calls': 'published.published_config published.our_outputs published.choose_weights',
     'peers and tools of the benchmark, which gives them what fits': 'bench.published bench.loop bench.floor bench.seconds bench.in_turn bench.saved_bytes bench.fill_in_turn',
     'of the site': '''showdoc.class_source showdoc.param_docs showdoc.param_table showdoc.names_of showdoc.to_mathml showdoc.show_formulas showdoc.formulas showdoc.RunForDocs showdoc.FoldHidden
