@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STARS', 'class_source', 'param_docs', 'param_table', 'TblRenderer', 'names_of', 'RunForDocs', 'FoldHidden',
-           'to_mathml', 'show_formulas', 'formulas', 'ColabBadge']
+           'FoldAnswers', 'to_mathml', 'show_formulas', 'formulas', 'ColabBadge']
 
 # %% ../nbs/engine/showdoc.ipynb #showdoc-03
 import ast, inspect, linecache, re, symtable, warnings
@@ -154,6 +154,21 @@ class FoldHidden(Processor):
             source = re.sub(r'^#\| *echo:.*\n', '', cell.source, flags=re.M)
             cell.source = f'#| code-fold: true\n#| code-summary: "{line}"\n{source}'
         elif 'hide' in directives or 'default_exp' in directives: del(cell['source'])
+
+# %% ../nbs/engine/showdoc.ipynb #83340fa5
+class FoldAnswers(Processor):
+    "Fold each answer of an exercise together with its output"
+    def begin(self):
+        answer = re.compile(r'#\| *code-fold: *true\n#\| *code-summary: *"Answer"\n')
+        cells = []
+        for cell in self.nb.cells:
+            if not answer.match(cell.source):
+                cells.append(cell)
+                continue
+            cell.source = answer.sub('', cell.source)
+            opened = '<details class="answer">\n<summary>Answer</summary>'
+            cells += [mk_cell(opened, cell_type='markdown'), cell, mk_cell('</details>', cell_type='markdown')]
+        self.nb.cells[:] = cells
 
 # %% ../nbs/engine/showdoc.ipynb #62069e3f
 def to_mathml(

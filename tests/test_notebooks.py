@@ -1,4 +1,4 @@
-"What holds for every notebook: order of imports, documentation, saved outputs, anatomy. Each check is shown to refuse a bad one."
+"What holds for every notebook: order of imports, documentation, saved outputs, anatomy, exercises. Each check is shown to refuse a bad one."
 import ast, importlib, inspect, json, re
 from pathlib import Path
 import pytest
@@ -154,6 +154,60 @@ def test_anatomy_refused():
     assert anatomy_faults(book(cell('## Scan', kind='markdown'), cell('plot()'))) == ['title', 'subtitle', 'figure']
     more = cell('# Scan\n\n> A claim\n\nWhy it is made', kind='markdown')
     assert anatomy_faults(book(more, fig)) == ['text in the title cell, which the site drops']
+
+# exercises
+
+FOLDED = '#| code-fold: true\n#| code-summary: "Answer"\n'                   # on a site
+HIDDEN = {'jupyter': {'outputs_hidden': True, 'source_hidden': True}}       # in JupyterLab
+
+def checks(cell):
+    "Does a code cell test something, so that an answer can be wrong?"
+    nodes = list(ast.walk(tree(cell)))
+    called = [getattr(o.func, 'id', getattr(o.func, 'attr', '')) for o in nodes if isinstance(o, ast.Call)]
+    return any(isinstance(o, ast.Assert) for o in nodes) or any(name.startswith(('test_','assert_')) for name in called)
+
+def exercise_faults(nb):
+    "What is wrong with the exercises of notebook `nb`: three questions, each with a folded answer, before the last section"
+    cells = nb['cells']
+    def begins(words): return [i for i,c in enumerate(cells) if c['cell_type']=='markdown' and source(c).startswith(words)]
+    start,end = begins('## Exercises'),begins('## What we checked')
+    if len(start)!=1 or not end: return ['section']
+    own = cells[start[0]+1:end[0]]
+    faults = [f'{c["id"]}: hidden in JupyterLab, but no answer' for c in cells if 'jupyter' in c['metadata'] and c not in own]
+    if len(source(cells[start[0]]).splitlines())>3: faults.append('more than a line above the first exercise')
+    if len(own)!=6: return faults + [f'{len(own)} cells for three exercises']
+    for n,(question,answer) in enumerate(zip(own[::2], own[1::2]), 1):
+        if question['cell_type']!='markdown' or not source(question).startswith(f'**{n}.** '): faults.append(f'question {n}')
+        if answer['cell_type']!='code':
+            faults.append(f'answer {n} is no code')
+            continue
+        if not source(answer).startswith(FOLDED): faults.append(f'answer {n} is not folded on a site')
+        if answer['metadata']!=HIDDEN: faults.append(f'answer {n} is not folded in JupyterLab')
+        if not checks(answer): faults.append(f'answer {n} checks nothing')
+    return faults
+
+@pytest.mark.parametrize('path', [p for p in paths if number(p) is not None], ids=lambda p: p.stem)
+def test_exercises(path): assert exercise_faults(load(path)) == []
+
+def test_exercises_refused():
+    def marked(src, kind, metadata=None): return dict(cell(src, kind=kind), id=src[:9], metadata=metadata or {})
+    answers = [marked(FOLDED+check, 'code', HIDDEN) for check in ('test_eq(1, 1)', 'torch.testing.assert_close(x, y)', 'assert x')]
+    questions = [marked(f'**{n}.** Why?', 'markdown') for n in (1,2,3)]
+    head,end = marked('## Exercises\n\nAnswer first.', 'markdown'),marked('## What we checked, what we did not', 'markdown')
+    def faults(*changes):
+        cells = [head, *[c for both in zip(questions, answers) for c in both], end]
+        for at,new in changes: cells[at:at+1] = new
+        return exercise_faults(book(*cells))
+    assert faults() == []
+    assert faults((0, [])) == faults((7, [])) == ['section']
+    assert faults((6, [])) == ['5 cells for three exercises']
+    assert faults((3, [questions[2]])) == ['question 2']
+    assert faults((2, [marked('*Answer:* so', 'markdown')])) == ['answer 1 is no code']
+    assert faults((2, [marked('test_eq(1, 1)', 'code', HIDDEN)])) == ['answer 1 is not folded on a site']
+    assert faults((2, [marked(FOLDED+'test_eq(1, 1)', 'code')])) == ['answer 1 is not folded in JupyterLab']
+    assert faults((2, [marked(FOLDED+'print(1)', 'code', HIDDEN)])) == ['answer 1 checks nothing']
+    assert faults((0, [marked('x = 1', 'code', HIDDEN), head])) == ['x = 1: hidden in JupyterLab, but no answer']
+    assert faults((0, [marked('## Exercises\n\nOne.\n\nTwo.', 'markdown')])) == ['more than a line above the first exercise']
 
 # links
 

@@ -4,7 +4,9 @@ from pathlib import Path
 import nbformat
 import nbformat.v4 as nbf
 import pytest
-from sdn_nb.showdoc import names_of
+from execnb.nbio import dict2nb, write_nb
+from smalldocs.cli import main as smalldocs
+from sdn_nb.showdoc import FoldAnswers, names_of
 
 root = Path(__file__).parent.parent
 site = runpy.run_path(str(root/'tools/site.py'))
@@ -61,3 +63,19 @@ def test_every_name_has_a_source():
             if not re.search(r'^#\| *(hide|echo: *false)', cell.source, re.M): used |= dict.fromkeys(needs, cell.id)
         faults += [f'{path.name}, cell {id}: {name}' for name,id in used.items() if name not in bound]
     assert faults==[]
+
+def test_answers_fold_with_their_output(tmp_path):
+    "On a page, an answer's code and what it printed stand inside one closed fold"
+    printed = nbf.new_output('stream', text='forty-two\n')
+    cells = ['# Page', '**1.** How many?', '#| code-fold: true\n#| code-summary: "Answer"\nprint(the_number)', 'After it']
+    made = [nbf.new_code_cell(o, outputs=[printed]) if 'print(' in o else nbf.new_markdown_cell(o) for o in cells]
+    nb = dict2nb(nbf.new_notebook(cells=made))
+    FoldAnswers(nb).begin()
+    (tmp_path/'_quarto.yml').write_text('project:\n  type: website\n  output-dir: _docs\nwebsite:\n  title: T\n')
+    write_nb(nb, tmp_path/'index.ipynb')
+    assert not smalldocs(['render', '--strict', '--quiet', str(tmp_path)])
+    page = (tmp_path/'_docs/index.html').read_text(encoding='utf-8')
+    before,rest = page.split('<details class="answer">')
+    fold,after = rest.split('</details>', 1)
+    assert '<summary>Answer</summary>' in fold and 'the_number' in fold and 'forty-two' in fold and 'code-fold' not in fold
+    assert 'How many?' in before and not any(o in before+after for o in ('the_number','forty-two'))
