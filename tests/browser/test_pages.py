@@ -124,3 +124,11 @@ def test_errors_are_seen(browser, url):
     page.wait_for_timeout(100)
     page.close()
     assert f'404 {url}/none.html' in errors and 'nonsense' in ' '.join(errors)
+
+def test_slider(visit):
+    "The sweep step by step: one picture, moved by a slider"
+    page = visit('scan')
+    box = page.locator('.steps')
+    for _ in range(3): box.locator('input').press('ArrowRight')
+    assert box.locator('label').inner_text().strip()=='column 3'
+    assert box.locator('img').evaluate('o => [o.style.left, o.style.top]')==['-100%', '-100%']
