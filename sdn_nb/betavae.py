@@ -272,7 +272,7 @@ def beta_vae_learner(
     if cfg.likelihood=='bernoulli' and cfg.levels>2:
         warnings.warn(
             f"beta_vae_learner: a Bernoulli of {cfg.levels} levels is a cross entropy, which trains, but no"
-            " probability: its ELBO is no price of an image. likelihood='logistic' has one.", stacklevel=2)
+            " probability: its ELBO is no code length of an image. That of likelihood='logistic' is one.", stacklevel=2)
     rise = BetaAnnealing(model.config.beta, anneal)
     adamax = partial(OptimWrapper, opt=torch.optim.Adamax)
     cbs = [rise, Curves(every), *L(cbs)]

@@ -120,7 +120,7 @@ def _chosen_epochs(settings, learn):
 
 # %% ../nbs/12_commands.ipynb #027ff232
 def _judge(learn, run, temperature):
-    "Write pictures and figures; the ELBO and the histogram's price in bits/dim"
+    "Write pictures and figures; the ELBO and the histogram's bits/dim"
     model,dls,info = learn.model.eval(),learn.dls,learn.dls.info
     save_samples(model, run/SAMPLES, temperature=temperature)
     save_reconstructions(model, dls.valid.one_batch()[0][:min(16, info.n_valid)], run/RECONSTRUCTIONS)

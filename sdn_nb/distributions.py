@@ -59,7 +59,7 @@ class MaskedConv2d(nn.Conv2d):
 # %% ../nbs/02_distributions.ipynb #0978f00d
 class IAF(nn.Module):
     """Posterior by inverse autoregressive flow (Kingma et al., 2016, Section 4):
-    called with parameters it draws a sample and prices it"""
+    called with parameters it draws a sample and gives its log density"""
     def __init__(self,
         z:int,       # feature maps Z of the latent variable
         context:int, # feature maps of the context, also the width of the network
@@ -245,7 +245,7 @@ def leaning_mean(
 # %% ../nbs/02_distributions.ipynb #33c49035
 @patch
 def _log_prob(self:DiscretizedMixLogistic, x):
-    "Price the channels in turn under each component, then sum the components"
+    "Log probability of the channels in turn under each component, then the sum over components"
     x = x[:,:,None].unbind(1)                                          # C times (B, 1, H, W), against (B, M, H, W)
     per_mix = sum(
         log_bin_mass(v, leaning_mean(self.means, self.coefs, x[:c]), self.log_scales[:,c], self.levels)

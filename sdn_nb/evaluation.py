@@ -32,7 +32,7 @@ class Estimate(NamedTuple):
 
 # %% ../nbs/08_evaluation.ipynb #fcdca8ec
 def _estimate(who, bits, samples):
-    "`Estimate` from the price of each image, for the function named `who`"
+    "`Estimate` from the bits/dim of each image, for the function named `who`"
     bits = torch.as_tensor(bits, dtype=torch.float64)
     if not len(bits):
         raise ValueError(f"{who}: `dl` has no images. Was every one dropped with an incomplete last batch?")
@@ -59,11 +59,12 @@ def at_rest(
 
 # %% ../nbs/08_evaluation.ipynb #49f142c5
 def _check_pixels(model, x):
-    "Refuse images that the model's likelihood has no price for, if the model tells of its levels"
+    "Refuse images that the model's likelihood has no probability for, if the model tells of its levels"
     levels = getattr(getattr(model, 'config', None), 'levels', None)
     if levels is None: return
     broken = (~x.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
-    if broken: raise ValueError(f"images {broken} of a batch, counted from 0, are not finite; they have no price.")
+    if broken:
+        raise ValueError(f"images {broken} of a batch, counted from 0, are not finite; they have no probability.")
     check_levels(x, levels)
 
 # %% ../nbs/08_evaluation.ipynb #60c7343a
@@ -127,7 +128,7 @@ def _record(identity, first, bits):
     return dict(first=first, bits=bits, check=zlib.crc32(text.encode()))
 
 def _sound_prices(identity, records, size):
-    "Prices by the position of the first image, of records that are as they were written"
+    "Log likelihoods by the position of the first image, of records that are as they were written"
     if all(isinstance(r, list) for r in records):                       # an earlier version's, which only counted
         records = [_record(identity, i*size, [float(b) for b in r]) for i,r in enumerate(records)]
     def sound(first, bits, check):
@@ -136,7 +137,7 @@ def _sound_prices(identity, records, size):
     return {r['first']: r['bits'] for r in records if sound(r['first'], r['bits'], r['check'])}
 
 def _finished(file, identity, size):
-    "Prices in `file` by position; a ValueError where it is of another evaluation, or no such file"
+    "Log likelihoods in `file` by position; a ValueError where it is of another evaluation, or no such file"
     if not Path(file).exists(): return {}
     try:
         was,*records = (json.loads(l) for l in Path(file).read_text().split('\n')[:-1])
@@ -158,7 +159,7 @@ def _finished(file, identity, size):
 # %% ../nbs/08_evaluation.ipynb #4d8af7a7
 @contextmanager
 def _kept(file, identity, size):
-    "Finished prices of `file` by position, and a function that adds those of a group; without a file none is kept"
+    "Finished log likelihoods of `file` by position, and a function that adds a group's; without a file none is kept"
     if file is None: yield {},lambda first,bits: bits; return
     identity = json.loads(json.dumps(identity))
     done = _finished(file, identity, size)
@@ -217,10 +218,10 @@ def _counts(dl, levels):
 # %% ../nbs/08_evaluation.ipynb #50d80e96
 def histogram_bpd(
     train_dl, # batches of (x, x) to count, images (B, C, H, W) in [-1, 1]
-    valid_dl, # batches of (x, x) to price
+    valid_dl, # batches of (x, x) to evaluate
     levels:int, # number of levels L
 )->float:     # bits/dim
-    "Price of the validation images under one histogram per position and channel, counts plus one"
+    "Bits/dim of the validation images under one histogram per position and channel, counts plus one"
     counts,used = 1+_counts(train_dl, levels),_counts(valid_dl, levels)
     bits = -(counts/counts.sum(-1, keepdim=True)).log2()
     return ((used*bits).sum()/used.sum()).item()

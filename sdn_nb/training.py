@@ -301,7 +301,7 @@ class Autocast(MixedPrecision):
         with autocast(x.device.type, dtype=self.dtype): return usual(x)
 
     def before_batch(self): pass
-    def after_pred(self): pass                                          # prices are float32 already
+    def after_pred(self): pass                                          # log likelihoods are float32 already
     def after_loss(self): pass
     def after_fit(self):
         _restore_forward(get_model(self.model))
@@ -452,13 +452,13 @@ class VAELearner(Learner):
     def add_cb(self,
         cb, # a callback, or a class of them
     ):      # the learner
-        "As fastai's; a tracker of a price takes the lower one for the better, and is told so"
+        "As fastai's; a tracker of bits or nats takes the lower one for the better, and is told so"
         super().add_cb(cb)
         cb = self.cbs[-1]
         if isinstance(cb, TrackerCallback) and cb.monitor in PRICES and cb.comp is np.greater:
             cb.comp,cb.min_delta = np.less,-cb.min_delta
             warnings.warn(
-                f"{type(cb).__name__}: {cb.monitor} is a price, and the lower is the better; comp=np.less says so.",
+                f"{type(cb).__name__}: {cb.monitor} is a cost, and the lower is the better; comp=np.less says so.",
                 stacklevel=2)
         return self
 
@@ -507,7 +507,7 @@ class VAELearner(Learner):
 @torch.no_grad()
 def predict(self:VAELearner,
     item, # one image: (C, H, W) in [-1, 1], or one of the data set's own, as dls.valid_ds[0]
-)->tuple: # its reconstruction (C, H, W) in [-1, 1]; its price in bits/dim; the model's `VAEOutput`
+)->tuple: # its reconstruction (C, H, W) in [-1, 1]; its cost in bits/dim; the model's `VAEOutput`
     "What the model makes of one image"
     x = item[0] if isinstance(item, (tuple,list)) else item
     x = x[None].to(self.dls.device)

@@ -42,7 +42,7 @@ class VAEOutput(NamedTuple):
 # %% ../nbs/04_vae.ipynb #4377c23c
 def free_bits_loss(
     out:VAEOutput,       # output of the model for a batch
-    free_bits:float=.01, # nats that each block may spend for nothing
+    free_bits:float=.01, # nats as which each block's divergence counts at least
 )->Tensor:               # scalar, nats per image
     """Training objective: negative ELBO, each block's divergence, averaged over the batch first,
     counted as at least `free_bits`"""
@@ -122,8 +122,8 @@ def _validate(cfg):
     known = isinstance(cfg.likelihood, str) and cfg.likelihood in LIKELIHOODS
     check('likelihood', known, f"one of {', '.join(LIKELIHOODS)}")
     check('likelihood', cfg.likelihood!='bernoulli' or cfg.levels==2, (
-        f'mix_logistic or logistic for {cfg.levels} levels: a Bernoulli prices black and white, levels=2, and of greys '
-        'what it says is no price'))
+        f'mix_logistic or logistic for {cfg.levels} levels: a Bernoulli is a likelihood of black and white, levels=2; '
+        'to greys it gives no probabilities'))
     check('free_bits', type(cfg.free_bits) in (int,float) and 0<=cfg.free_bits<math.inf, 'a number, zero or more')
     n = len(halvings)
     fits = size_that_fits(size, n)
@@ -167,7 +167,7 @@ class VAEConfig:
     residual:str='gate'           # how a ResSDN layer joins sweeps and convolution: gate, or sum
     likelihood:str='mix_logistic' # of the pixels: mix_logistic, logistic or bernoulli
     mix:int=5                     # logistics in the likelihood of a pixel
-    free_bits:float=.01           # nats that each block may spend for nothing in training
+    free_bits:float=.01           # nats as which each block's divergence counts at least, in training
     layer:str='ResSDN'            # what stands where ResSDN layers do: a registered layer's name, or what makes it
 
     def __post_init__(self):

@@ -101,7 +101,7 @@ def test_likelihoods_refuse(kind):
     with pytest.raises(ValueError, match='floating-point numbers in .* got torch.uint8.*to_unit'): dist.log_prob(torch.zeros(2,3,4,4, dtype=torch.uint8))
 
 def test_a_bernoulli_of_greys_is_not_priced():
-    with pytest.raises(ValueError, match='`likelihood` must be mix_logistic or logistic for 256 levels: a Bernoulli prices black and white, levels=2'): replace(small, likelihood='bernoulli', levels=256)
+    with pytest.raises(ValueError, match='`likelihood` must be mix_logistic or logistic for 256 levels: a Bernoulli is a likelihood of black and white, levels=2'): replace(small, likelihood='bernoulli', levels=256)
     assert replace(small, likelihood='bernoulli', levels=2).likelihood=='bernoulli'
     dls = get_dls('digits', bs=64, device='cpu')
     greys = BetaVAE(replace(beta, channels=1, levels=17, likelihood='bernoulli'))

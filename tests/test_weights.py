@@ -235,7 +235,7 @@ def test_the_best_epoch_is_what_was_judged(make, with_opt):
 def test_less_of_a_price_is_better(make, tracker):
     "fastai would take more of it for better, and keep the worst epoch of all"
     learn = make(Begin())
-    with pytest.warns(UserWarning, match=f'{tracker.__name__}: bpd is a price, and the lower is the better'): cb = tracker(monitor='bpd', min_delta=.25); learn.add_cb(cb)
+    with pytest.warns(UserWarning, match=f'{tracker.__name__}: bpd is a cost, and the lower is the better'): cb = tracker(monitor='bpd', min_delta=.25); learn.add_cb(cb)
     asked = tracker(monitor='bpd', comp=np.less, min_delta=.25)
     assert (cb.comp,cb.min_delta)==(asked.comp,asked.min_delta)==(np.less,-.25)
     with warnings.catch_warnings():

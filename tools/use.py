@@ -218,7 +218,7 @@ def layer_costs(features, size, rounds, bs=8):
     took = in_turn(calls, rounds)
     for n in (1,2,4):
         pair = layers[n,sdn],layers[n,convolutions]
-        kept = [kept_bytes(lambda: layer(x), list(layer.parameters())) for layer in pair]
+        kept = [kept_bytes(lambda layer=layer: layer(x), list(layer.parameters())) for layer in pair]
         of_two,of_one = ([a/b for a,b in zip(took[n,sdn], took[k])] for k in ((n,convolutions),'one'))
         rows.append(dict(features=features, size=size, directions=n, bs=bs, parameters=n_params(layers[n,sdn]),
             ms=told(took[n,sdn]), of_convolutions=told(of_two), of_one_convolution=told(of_one),
