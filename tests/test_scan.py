@@ -1,5 +1,6 @@
 "`scan` does what `scan_reference` does, however it is called."
 import copy, json, random, subprocess, sys
+from pathlib import Path
 import pytest, torch, torch._dynamo.testing
 from torch import nn
 from torch.testing import assert_close
@@ -345,3 +346,17 @@ def test_compiled_sweep_keeps_layouts(direction, layout):
     y = scan(x, *params, direction, backend='cpp')
     dx, = torch.autograd.grad(y.sum(), x)
     assert y.is_contiguous(memory_format=torch.channels_last) and dx.stride()==x.stride()
+
+def test_a_notebook_leaves_the_operation_alone():
+    "To define an operation twice would free the first, while this module still calls it"
+    from torch._library.custom_ops import OPDEF_TO_LIB
+    notebook = Path(__file__).parents[1]/'nbs/engine/op.ipynb'
+    if not notebook.exists(): pytest.skip('the notebooks are part of the repository')
+    before = {k: v for k,v in OPDEF_TO_LIB.items() if k.startswith('sdn_nb::')}
+    assert len(before)==2
+    cells = (''.join(c['source']) for c in json.loads(notebook.read_text(encoding='utf-8'))['cells'] if c['cell_type']=='code')
+    space = dict(__name__='__main__')
+    for source in cells:
+        if source.startswith('#| export'): exec(source, space)
+    assert {k: v for k,v in OPDEF_TO_LIB.items() if k.startswith('sdn_nb::')}==before
+    assert hasattr(torch.ops.sdn_nb_notebook, 'scan_backward')

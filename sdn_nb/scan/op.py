@@ -115,7 +115,10 @@ def _gradient_like(x, direction, backend):
 
 _PARAMETERS = 'Tensor weight_ih, Tensor weight_hh, Tensor bias_ih, Tensor bias_hh, str direction'
 
-@torch.library.custom_op('sdn_nb::scan', mutates_args=(),
+# To define an operation again frees the first, which others may hold: in a notebook it has another name
+_NAMESPACE = 'sdn_nb' if __name__.startswith('sdn_nb') else 'sdn_nb_notebook'
+
+@torch.library.custom_op(f'{_NAMESPACE}::scan', mutates_args=(),
     schema=f'(Tensor x, {_PARAMETERS}, bool keep, str backend, bool checked=False) -> (Tensor, Tensor, Tensor)')
 def _scan(x, weight_ih, weight_hh, bias_ih, bias_hh, direction, keep, backend, checked=False):
     _refuse_tangents()
@@ -139,7 +142,7 @@ def _check_results(dy, y, saved0, saved1, x, direction, backend):
         if has!=must:
             raise ValueError(f"scan: `{name}` must have layout, type, shape and device {must}, got {has}.")
 
-@torch.library.custom_op('sdn_nb::scan_backward', mutates_args=(),
+@torch.library.custom_op(f'{_NAMESPACE}::scan_backward', mutates_args=(),
     schema=f'(Tensor dy, Tensor x, Tensor y, Tensor saved0, Tensor saved1, {_PARAMETERS}, str backend,'
         ' bool checked=False)'
         ' -> (Tensor, Tensor, Tensor, Tensor, Tensor)')
@@ -241,10 +244,12 @@ def sweep_flops(
     lines,positions = (W,H) if is_sideways(direction) else (H,W)
     return 24*C**2*B*positions*max(lines-1, 0)
 
-@register_flop_formula(torch.ops.sdn_nb.scan)
+_operations = getattr(torch.ops, _NAMESPACE)
+
+@register_flop_formula(_operations.scan)
 def _(x, weight_ih, weight_hh, bias_ih, bias_hh, direction, *rest, **outputs): return sweep_flops(x, direction)
 
-@register_flop_formula(torch.ops.sdn_nb.scan_backward)
+@register_flop_formula(_operations.scan_backward)
 def _(dy, x, y, saved0, saved1, weight_ih, weight_hh, bias_ih, bias_hh, direction, *rest, **outputs):
     recomputed = len(saved0)==1
     return (3 if recomputed else 2)*sweep_flops(x, direction)
