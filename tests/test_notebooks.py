@@ -140,6 +140,7 @@ def anatomy_faults(nb, figure=True):
     faults = [] if re.match(r'# \S', head) else ['title']
     if not re.search(r'^> \S', head, re.M): faults.append('subtitle')
     elif re.search(r'^[^>\s]', head.partition('\n')[2], re.M): faults.append('text in the title cell, which the site drops')
+    if re.search(r'^>.*\$', head, re.M): faults.append('a formula in the subtitle, which the site does not set')
     if figure and not any(k.startswith('image/') for o in outputs(nb) for k in o.get('data', {})): faults.append('figure')
     return faults
 
@@ -154,6 +155,8 @@ def test_anatomy_refused():
     assert anatomy_faults(book(cell('## Scan', kind='markdown'), cell('plot()'))) == ['title', 'subtitle', 'figure']
     more = cell('# Scan\n\n> A claim\n\nWhy it is made', kind='markdown')
     assert anatomy_faults(book(more, fig)) == ['text in the title cell, which the site drops']
+    formula = cell('# Scan\n\n> It is $x$', kind='markdown')
+    assert anatomy_faults(book(formula, fig)) == ['a formula in the subtitle, which the site does not set']
 
 # exercises
 
