@@ -388,7 +388,7 @@ NOT_CALLED = {
     'decorators and blocks whose arguments stand in our own code': 'commands.command commands.plain_errors threads.printing layers.require_argument layers.require_whole runs.held published.blaming saving.as_tuples saving.require vae.name_layer',
     'the reader of checkpoints, which `read_published` calls': 'published.published_config published.our_outputs published.choose_weights',
     'peers and tools of the benchmark, which gives them what fits': 'bench.published bench.loop bench.floor bench.seconds bench.in_turn bench.saved_bytes bench.fill_in_turn',
-    'of the site': '''showdoc.class_source showdoc.param_docs showdoc.param_table showdoc.names_of showdoc.to_mathml showdoc.show_formulas showdoc.formulas showdoc.RunForDocs showdoc.FoldHidden
+    'of the site': '''showdoc.class_source showdoc.param_docs showdoc.param_table showdoc.names_of showdoc.to_mathml showdoc.show_formulas showdoc.formulas showdoc.RunForDocs showdoc.FoldAnswers showdoc.FoldHidden
         showdoc.ColabBadge''',
 }
 
