@@ -69,9 +69,10 @@ def test_notebook(visit):
 
 WIDE = """width => { const main = document.querySelector('main'), seen = o => o.offsetParent!==null
     const scrolls = o => o.scrollWidth > o.clientWidth+1
+    const cut = o => o!==main && ((getComputedStyle(o).overflowX==='hidden' && o.getBoundingClientRect().right <= width) || cut(o.parentElement)) // as by a slider
     return [document.documentElement.scrollWidth > width ? ['the page'] : [],
         [...main.querySelectorAll('pre, pre > code')].filter(o => seen(o) && scrolls(o)).map(o => 'code: '+o.textContent.slice(0, 60)),
-        [...main.querySelectorAll(':scope img, :scope table, :scope .equations, :scope p')].filter(o => seen(o) && o.getBoundingClientRect().right > width)
+        [...main.querySelectorAll(':scope img, :scope table, :scope .equations, :scope p')].filter(o => seen(o) && o.getBoundingClientRect().right > width && !cut(o.parentElement))
             .map(o => o.tagName+': '+o.textContent.slice(0, 60))].flat() }"""
 
 def pages(): return sorted(p.relative_to(docs).as_posix() for p in docs.rglob('*.html'))
