@@ -17,7 +17,8 @@ from fastai.callback.training import ShortEpochCallback
 from sdn_nb.commands import about
 from sdn_nb.data import get_dls
 from sdn_nb.evaluation import elbo_bpd
-from sdn_nb.layers import LAYERS, ResSDN, register_layer
+from sdn_nb.layers import LAYERS, ResSDN, n_params, register_layer
+from sdn_nb.saving import atomic
 from sdn_nb.training import vae_learner
 from sdn_nb.vae import SDNVAE, preset_config, preset_recipe
 
@@ -99,28 +100,29 @@ def train(changes, seed, epochs, toy):
     with torch.no_grad(): kl = torch.cat([model(x).kl for x,_ in dls.valid]).mean(0).tolist()
     learn.ema.use(False)
     last = elbo_bpd(model, dls.valid, progress=False)
-    n = sum(p.numel() for p in model.parameters())
-    return dict(seed=seed, bpd=averaged, last_weights=last, kl=kl, curve=curve, parameters=n, seconds=time.perf_counter()-began)
+    return dict(seed=seed, bpd=averaged, last_weights=last, kl=kl, curve=curve, parameters=n_params(model), seconds=time.perf_counter()-began)
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--only', nargs='+', choices=QUESTIONS, default=list(QUESTIONS), metavar='QUESTION', help=f"of {', '.join(QUESTIONS)}")
-    p.add_argument('--epochs', type=int, default=10, help='of each training (default 10)')
+    p.add_argument('--epochs', type=int, default=10, help='of each training (default 10); a file that is there keeps its own')
     p.add_argument('--seeds', type=int, default=3, help='trainings of each kind (default 3)')
     p.add_argument('--out', type=Path, default=root/'results/whys.json', help='file to write; trainings that it has are not repeated')
     p.add_argument('--toy', action='store_true', help='a twentieth of each epoch, to try the command')
     a = p.parse_args()
     torch.set_num_threads(1)
     result = json.loads(a.out.read_text()) if a.out.exists() else about('python tools/whys.py', 'cpu') | dict(epochs=a.epochs, runs={})
+    def write():
+        with atomic(a.out) as tmp: tmp.write_text(json.dumps(result, indent=1)+'\n')
     for question in a.only:
         for answer,changes in QUESTIONS[question].items():
             key = json.dumps({k: v if isinstance(v, (str,int,float,bool)) else v.__name__ for k,v in changes.items()}, sort_keys=True)
             done = result['runs'].setdefault(key, [])
             for seed in range(len(done), a.seeds):
-                done.append(train(changes, seed, a.epochs, a.toy))
-                a.out.write_text(json.dumps(result, indent=1)+'\n')
+                done.append(train(changes, seed, result['epochs'], a.toy))
+                write()
                 print(f"{question}, {answer}, seed {seed}: {done[-1]['bpd']:.3f} bits/dim, {done[-1]['seconds']:.0f} s", flush=True)
             result.setdefault('answers', {}).setdefault(question, {})[answer] = key
-            a.out.write_text(json.dumps(result, indent=1)+'\n')
+            write()
 
 if __name__=='__main__': main()
