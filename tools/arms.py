@@ -6,10 +6,12 @@
 
 writes results/arms_14_cpu.json (or what was asked for) and samples beside it, goes on where it was interrupted, and does not repeat what is there. The
 protocol, which was written before the first run, stands in nbs/experiments/arms.ipynb, and that notebook draws the results."""
-import argparse, json, math, multiprocessing, os, time
+import argparse, json, math, multiprocessing, os, sys, time, traceback
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from threading import BrokenBarrierError
 
 import numpy as np
 import torch
@@ -140,17 +142,22 @@ def begin(given):
     global barrier
     barrier = given
 
+def wait():
+    "Wait until all trainings of a GPU can begin; where one can't, the others begin after a while"
+    if barrier:
+        with suppress(BrokenBarrierError): barrier.wait()
+
 def train(job):
     "Train one model as `job` says; what to tell of it, and the model's samples"
     cuda,toy,scale,cfg = job['device'].startswith('cuda'),job['toy'],SCALES[job['scale']],VAEConfig(**job['config'])
-    if not cuda: torch.set_num_threads(1)
+    torch.set_num_threads(1)
     dls = loaders(scale.data, scale.bs, job['seed'], job['device'])
     valid = dls.valid if job['part']=='ablations' else few(dls.valid, N_VALID, 500)
     test = few(dls.test or dls.valid, 10**6, 500)                        # photographs have no test images
     if toy: valid,test = few(valid, 64, 64),few(test, 64, 64)
     torch.manual_seed(job['seed'])
     model = SDNVAE(cfg)
-    budget = Budget(job['seconds'], job['steps'], job['lr'], together=barrier.wait if barrier else noop)
+    budget = Budget(job['seconds'], job['steps'], job['lr'], together=wait)
     learn = vae_learner(dls, model, lr=job['lr'], precision='fp16' if cuda else 'fp32', graphs=cuda, cbs=[budget])
     learn._do_epoch_validate = noop
     if cuda: torch.cuda.reset_peak_memory_stats()
@@ -194,13 +201,18 @@ def plan(scale, result, rates, device, seeds, toy, only):
     return [(where, j) for where,j in todo if not any(r['seed']==where[2] for r in result[where[0]].get(where[1], []))]
 
 def done(todo, workers, cuda):
-    "Do jobs in so many processes, on a GPU all at once from the same moment on; yields (where the result goes, what `train` gives)"
+    """Do jobs in so many processes, on a GPU all at once from the same moment on; yields (where the result goes, what `train` gives). The command ends
+    where one has failed, after the others"""
+    failed = False
     spawn = multiprocessing.get_context('spawn')
     for batch in ([todo[i:i+workers] for i in range(0, len(todo), workers)] if cuda else [todo]):
-        together = spawn.Barrier(len(batch), timeout=150) if cuda and len(batch)>1 else None
+        together = spawn.Barrier(len(batch), timeout=100) if cuda and len(batch)>1 else None
         with ProcessPoolExecutor(min(workers, len(batch)), spawn, begin, (together,)) as pool:
             running = {pool.submit(train, j): where for where,j in batch}
-            for ended in as_completed(running): yield running[ended],*ended.result()
+            for ended in as_completed(running):
+                if ended.exception(): failed = True; traceback.print_exception(ended.exception()); continue
+                yield running[ended],*ended.result()
+    if failed: sys.exit('a training failed, see above; the others are kept')
 
 def main():
     parts = 'rates','arms','ablations'

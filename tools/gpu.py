@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Turn some minutes with a GPU into figures: `python tools/gpu.py`.
 
-Five stages in the order of their worth, each a process with a time limit of its own: what the machine is,
-the tests that need a GPU, the speed of a sweep, the training steps of the presets, and a training. What a
+Six stages, each a process with a time limit of its own: what the machine is, the tests that need a GPU, the
+speed of a sweep, the training steps of the presets, the comparison with models without sweeps, and a model. What a
 stage has is written while it runs, so one that fails or hangs costs nobody else's results. It needs the
 repository's tree and Python with torch, no network and no installed package: what a bare machine lacks comes
 from .gpu/, which --pack makes elsewhere.
 """
-import argparse, hashlib, importlib.metadata, importlib.util, json, os, shlex, shutil, signal, subprocess, sys, tempfile
+import argparse, hashlib, importlib.metadata, importlib.util, json, os, re, shlex, shutil, signal, subprocess, sys, tempfile
 import time, zipfile
 from contextlib import suppress
 from dataclasses import dataclass
@@ -230,12 +230,44 @@ def steps(run, work, seconds):
     options = [w for kv in zip(('--steps','--precisions','--rounds'), what) for w in kv]
     return [([*bench, '--shapes', '', *options, '--device', run.device, '--out', 'steps.json'], 1)]
 
+def arms(run, work, seconds):
+    "Goes on with what is in results/: a seed that is there is not trained again"
+    call = [*python, str(root/'tools/arms.py')]
+    if run.device!='cuda': return [([*call, '14_cuda', '--toy', '--seeds', '1', '--out', 'arms_14_cuda.json'], 1)]
+    for f in root.glob('results/arms_*_cuda.*'): shutil.copy(f, work)
+    return [([*call, '14_cuda', '--only', 'arms', '--out', 'arms_14_cuda.json'], .6),
+            ([*call, '14_cuda', '--only', 'ablations', '--workers', '22', '--out', 'arms_14_cuda.json'], 1),
+            *[([*call, '28_cuda', '--only', 'arms', '--out', 'arms_28_cuda.json'], 1)]*(seconds>600)]
+
+def gather_arms(work):
+    "arms.zip of what the arms have left until now"
+    bundle(work/'arms.zip', [f for f in sorted(work.glob('arms_*')) if f.suffix in ('.json','.npz')])
+
+# the model of Fashion-MNIST that comes with the package; an epoch takes about eleven seconds
+MODEL = 'depth=6 downsample=2,4 h=80 features=96 free_bits=0.05'
 def training(run, work, seconds):
-    "The training ends by itself, before its limit"
-    script,minutes = root/'tools/fashion_mnist.py',max(.1, (seconds-20)/60)
-    if not script.exists(): return 'there is no tools/fashion_mnist.py'
-    toy = ['--minutes', f'{minutes:.2f}'] if run.device=='cuda' else ['--minutes', f'{min(.3, minutes):.2f}', '--toy']
-    return [([*python, str(script), '--device', run.device, *toy, '--out', '.'], 1)]
+    "As many epochs as fit; what it costs to judge the model by importance is left"
+    sdn = lambda name: [*python, '-c', f'from sdn_nb.cli import sdn_{name}; sdn_{name}.main()']
+    if run.device!='cuda':
+        return [([*sdn('train'), 'digits', '--epochs', '1', '--out', 'run'], .8), ([*sdn('eval'), 'run', '--samples', '2'], 1)]
+    changes = [w for c in run.changes or MODEL.split() for w in ('--set',c)]
+    epochs = run.epochs or max(1, int((seconds-60)/11.5))
+    where = ['--path', run.env['SDN_FASHION_MNIST']] if 'SDN_FASHION_MNIST' in run.env else []
+    train = [*sdn('train'), 'fashion_mnist', '--fp16', '--bs', '128', '--epochs', str(epochs), *changes, *where, '--out', 'run']
+    judge = [*sdn('eval'), 'run', '--split', 'test', '--bs', '8192']
+    return [(train, 1-35/seconds), (judge, .5), ([*judge, '--samples', '64'], 1)]
+
+def gather_training(work):
+    "training.zip of what the run's folder has until now, without the checkpoint"
+    names = 'config.json','model.safetensors','history.csv','evaluation.json','README.md'
+    bundle(work/'training.zip', [f for n in names if (f := work/'run'/n).exists()])
+    if (f := work/'run/evaluation.json').exists(): shutil.copy(f, work)
+
+def bundle(path, files):
+    "Put files into one archive, if there are any"
+    if not files: return
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as z:
+        for f in files: z.write(f, f.name)
 
 def about_environment(d):
     name = d['card']['name'] if d.get('card') else 'CPU'
@@ -259,17 +291,17 @@ def about_speed(d):
     return f"training x published at {at} {row['precision']}: {times[best]:.1f} ({best}); {len(d['rows'])} rows"
 def about_steps(d): return ', '.join(f"{r['preset']} {r['form']} {1e3*r['seconds'][0]:.0f} ms" for r in d['steps'])
 def about_training(d):
-    iw = lambda m: f", {m['test_iw']['bpd']:.4f} of {m['test_iw']['n']} images by importance" if 'test_iw' in m else ''
-    told = [f"{k} ELBO {m['test_elbo']['bpd']:.4f}{iw(m)}" for k,m in d['models'].items()]
-    return '; '.join(told) + ' (test bits/dim)'
+    told = [f"{part} {name} {e['bpd']:.4f} ± {e['stderr']:.4f} ({e['n']} images)"
+            for part in ('valid','test') for name,e in d.get(part, {}).items()]
+    return ', '.join(told or ['not judged']) + ' bits/dim'
 
-TRAINED = ('fashion_mnist.json', 'fashion_mnist_samples.png', 'fashion_mnist_sdn.safetensors')
 STAGES = [
     Stage('environment', environment, 'measured.json', (), about_environment, .1, 20),
     Stage('tests', tests, 'tests.json', ('tests.json',), about_tests, .45, 20, gather_tests, partial=False),
     Stage('speed', speed, 'speed.json', ('speed.json',), about_speed, .18, 15),
     Stage('steps', steps, 'steps.json', ('steps.json',), about_steps, .17, 15),
-    Stage('training', training, TRAINED[0], TRAINED, about_training, 1, 30),
+    Stage('arms', arms, '', ('arms.zip',), most=.8, least=30, gather=gather_arms),
+    Stage('training', training, 'evaluation.json', ('training.zip',), about_training, 1, 30, gather_training),
 ]
 
 # Running them
@@ -296,9 +328,10 @@ def execute(args, seconds, log, cwd, env, tick):
 
 class Run:
     "Stages one after another, within `minutes` from `start`, into the folder `out`"
-    def __init__(self, stages, out, device='cuda', minutes=8., broken=None, start=None):
+    def __init__(self, stages, out, device='cuda', minutes=8., broken=None, start=None, changes=(), epochs=0):
         self.stages,self.out,self.device,self.broken = stages,Path(out).resolve(),device,broken or {}
         self.start,self.total = time.monotonic() if start is None else start,60*minutes
+        self.changes,self.epochs = changes,epochs                        # of the model that is trained
         self.records,self.heard,self.env = [],0,dict(os.environ)
         self.base = dict(date=datetime.now(timezone.utc).isoformat(timespec='seconds'), device=device)
 
@@ -508,8 +541,7 @@ def pack(given=None):
 TAKEN = [('environment', 'environment.json', 'gpu/environment.json', ('versions','stages','copy_bytes_per_second')),
          ('tests', 'tests.json', 'gpu/tests.json', ('counts','failed','slowest')),
          ('speed', 'speed.json', 'speed_cuda.json', ('device','rows')),
-         ('steps', 'steps.json', 'gpu/steps.json', ('device','steps')),
-         ('training', 'fashion_mnist.json', 'gpu/fashion_mnist.json', ('device','models'))]
+         ('steps', 'steps.json', 'gpu/steps.json', ('device','steps'))]
 
 def checked(path, keys=()):
     "The JSON object in `path`; raises ValueError, with the reason, where it is damaged or lacks something"
@@ -547,9 +579,14 @@ def collect(folder, results, force_cpu=False):
         try: took[t[0]],text = take(*t, folder, results, records, machine)
         except ValueError as e: refused,text = True,f'REFUSED: {e}; the older result stays'
         print(f"{t[0]:12} {'-> '+t[2] if took.get(t[0]) else '':28} {text}")
-    if took.get('training'):
-        if (picture := folder/'fashion_mnist_samples.png').exists(): shutil.copy(picture, results/'gpu')
-        if (weights := folder/'fashion_mnist_sdn.safetensors').exists(): print(f'the weights stay in {weights}')
+    if (file := folder/'arms.zip').exists():
+        with zipfile.ZipFile(file) as z:
+            for name in z.namelist():
+                if not re.fullmatch(r'arms_\d+_cuda\.(json|npz)', name): error(f'--collect: {file} holds {name!r}, which is no result.')
+                data = z.read(name)
+                write(results/name, json.loads(data) | dict(machine=machine) if name.endswith('json') else data)
+                print(f"{'arms':12} -> {name}")
+    if (file := folder/'training.zip').exists(): print(f'{"training":12} a model, its figures and its curve stay in {file}')
     return int(refused)
 
 # The command line
@@ -577,6 +614,8 @@ def parser():
     add('--device', choices=['cuda','cpu'], default='cuda', help='cpu rehearses all at toy size (default: cuda)')
     add('--only', nargs='+', choices=names, metavar='STAGE',
         help=f"run some stages only, of {', '.join(names)}, and first what the machine is")
+    add('--set', action='append', default=[], dest='changes', metavar='FIELD=VALUE', help=f'fields of the model that is trained, as for sdn_train (default: {MODEL})')
+    add('--epochs', type=int, default=0, help='epochs of its training (default: as many as fit)')
     add('--break', type=broken, action='append', default=[], dest='broken', metavar='STAGE=crash|hang',
         help='let a stage fail or hang, to rehearse this command; can be repeated')
     add('--pack', action='store_true', help='run nothing; gather in .gpu/ what a machine without network '
@@ -603,6 +642,6 @@ def main(argv=None):
     if a.collect: return collect(a.collect, a.results, a.force_cpu)
     for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP): signal.signal(s, stop)
     stages = [s for s in STAGES if not a.only or s.name in ('environment',*a.only)]
-    return int(not Run(stages, a.out, a.device, a.minutes, dict(a.broken), began).go())
+    return int(not Run(stages, a.out, a.device, a.minutes, dict(a.broken), began, a.changes, a.epochs).go())
 
 if __name__ == '__main__': sys.exit(main())
