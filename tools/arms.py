@@ -7,9 +7,11 @@
 writes results/arms_14_cpu.json (or what was asked for) and samples beside it, goes on where it was interrupted, and does not repeat what is there. The
 protocol, which was written before the first run, stands in nbs/experiments/arms.ipynb, and that notebook draws the results."""
 import argparse, json, math, multiprocessing, os, sys, time, traceback
+from bisect import bisect_left
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from threading import BrokenBarrierError
 
@@ -40,6 +42,7 @@ def attends(i, o, *, n_features, directions=(), **kw):
 for name,layer in dict(GatedConvolution=no_sweeps, Attention=attends).items():
     if name not in LAYERS: register_layer(name, layer)
 
+@cache
 def size(cfg):
     "Number of parameters, counted without taking memory"
     with torch.device('meta'): return n_params(SDNVAE(cfg))
@@ -47,7 +50,7 @@ def size(cfg):
 def widened(cfg, like):
     "`cfg` with the width `h` at which it is nearest in size to the configuration `like`"
     target,of = size(like),lambda h: replace(cfg, h=h)
-    h = next(h for h in range(2, 2**10) if size(of(h))>=target)
+    h = 2+bisect_left(range(2, 2**10), target, key=lambda h: size(of(h)))
     return of(min(h-1, h, key=lambda h: abs(size(of(h))-target)))
 
 def arms(cfg):
