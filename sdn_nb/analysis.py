@@ -222,7 +222,7 @@ def nearest(
     a = to_levels(x, levels).flatten(1).double()
     best,n = None,0
     with torch.random.fork_rng():                    # a DataLoader draws from the global state even unshuffled
-        for b,*_ in progress_bar(dl, leave=False, display=len(dl)>100):
+        for b,*_ in progress_bar(dl, leave=False) if len(dl)>100 else dl:
             if b.shape[1:]!=x.shape[1:]:
                 raise ValueError(
                     f"nearest: images of `dl` are {tuple(b.shape[1:])}, those of `x` {tuple(x.shape[1:])}; "
@@ -326,7 +326,7 @@ def block_bits(
     parts = []
     with at_rest(model, seed), torch.random.fork_rng():
         torch.manual_seed(seed)                                         # scoring draws from the global generator
-        for x,*_ in progress_bar(dl, leave=False, display=len(dl)>100):
+        for x,*_ in progress_bar(dl, leave=False) if len(dl)>100 else dl:
             out = model(x)
             parts.append(bits_per_dim(torch.cat([out.kl, -out.log_px[:,None]], 1).cpu().double(), x))
     if not parts:

@@ -410,7 +410,8 @@ def _check_compressible(model, k, bits, bs, threads):
 def _encode(model, k, bits, bs, progress):
     "Stack, batches as the header has them, and bits that the ELBO says"
     n,latents = len(k),_n_latents(model)
-    stack,batches,said,done,bar = Stack(),[],0.,0,progress_bar(range(n), leave=False, display=progress)
+    stack,batches,said,done = Stack(),[],0.,0
+    bar = progress_bar(range(n), leave=False) if progress else range(n)
     began = time.perf_counter()
     for i in bar:
         if i<done: continue
@@ -419,9 +420,8 @@ def _encode(model, k, bits, bs, progress):
         said += push_images(stack, model, part, fine).sum().item()
         batches.append([size.bit_length()-1, fine, _check(part)])
         done += size
-        values = k[0].numel()*done
-        rate = done/(time.perf_counter()-began)
-        bar.comment = f'{rate:.0f} images/s, {len(stack)/values:.3f} bits/dim, ELBO {said/values:.3f}'
+        values,rate = k[0].numel()*done,done/(time.perf_counter()-began)
+        if progress: bar.comment = f'{rate:.0f} images/s, {len(stack)/values:.3f} bits/dim, ELBO {said/values:.3f}'
     return stack,batches,said
 
 def _n_latents(model):
@@ -514,7 +514,7 @@ def unpack(
     _check_readable(packed, model)
     h = packed.header
     left = h['images'][0]
-    bar = iter(progress_bar(range(left), leave=False, display=progress))
+    bar = iter(progress_bar(range(left), leave=False) if progress else ())
     try: stack = Stack(packed.words)
     except ValueError as e: raise ValueError(f"unpack: the file is damaged: its stack {e}") from e
     for log_n,fine,check in reversed(h['batches']):

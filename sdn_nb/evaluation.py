@@ -79,7 +79,7 @@ def elbo_estimate(
     bits = []
     with at_rest(model, seed), torch.random.fork_rng():
         torch.manual_seed(seed)                                         # scoring draws from the global generator
-        for x,_ in progress_bar(dl, leave=False, display=progress):
+        for x,_ in progress_bar(dl, leave=False) if progress else dl:
             _check_pixels(model, x)
             bits += bits_per_dim(-model(x).elbo.double(), x).tolist()
     return _estimate('elbo_bpd', bits, 1)
@@ -198,7 +198,8 @@ def iw_bpd(
     identity = (identity or {})|dict(images=n, samples=samples, seed=seed, bs=bs)
     bits,stop = [],time.monotonic()+seconds
     with at_rest(model, seed), torch.random.fork_rng(), _kept(file, identity, size) as (done,keep):
-        for i,x in enumerate(progress_bar(_groups(dl, size), total=-(-n//size), leave=False, display=progress)):
+        groups = _groups(dl, size)
+        for i,x in enumerate(progress_bar(groups, total=-(-n//size), leave=False) if progress else groups):
             first = i*size
             if first in done: bits += done[first]
             else: bits += keep(first, _iw_bits(model, x, samples, bs, _generator(seed, first, x.device)))

@@ -216,7 +216,7 @@ def _png_folder(folder):
     files = sorted(folder.glob('*.png'))
     if not files: raise FileNotFoundError(f"{folder} holds no .png file; ImageNet32 has its images there.")
     out = np.empty((len(files), 3, 32, 32), np.uint8)
-    for i,f in enumerate(progress_bar(files, leave=False, display=len(files)>=5000)): out[i] = _png_image(f)
+    for i,f in enumerate(progress_bar(files, leave=False) if len(files)>=5000 else files): out[i] = _png_image(f)
     return out
 
 # %% ../nbs/engine/formats.ipynb #57dbdded

@@ -1,6 +1,6 @@
 "A command whose output nobody reads, which has no place, or whose signs a terminal does not know, ends without a traceback"
 import os, shutil, subprocess, sys
-import pytest
+import pytest, torch
 
 pytestmark = pytest.mark.skipif(not shutil.which('bash'), reason='no bash')
 
@@ -39,3 +39,17 @@ def test_other_ends_stay_what_they_were():
 def test_a_real_command():
     p = subprocess.run(['bash', '-c', '"$0" -c "from sdn_nb.threads import entry; entry.sdn_train()" --list | head -1', sys.executable], capture_output=True, text=True, env=os.environ|dict(PYTHONIOENCODING='ascii'))
     assert (p.stdout,p.stderr)==('presets\n','')
+
+def test_without_a_bar_nothing_is_printed(tmp_path, capsys):
+    from sdn_nb.compression import compress, decompress
+    from sdn_nb.data import get_dls
+    from sdn_nb.evaluation import elbo_bpd, iw_bpd
+    from sdn_nb.vae import SDNVAE
+    model,dl = SDNVAE.from_pretrained('digits').eval(),get_dls('digits', bs=180, device='cpu').valid
+    capsys.readouterr()
+    elbo_bpd(model, dl, progress=False)
+    iw_bpd(model, dl, 1, progress=False)
+    k = dl.dataset.levels[:2]
+    compress(model, k, tmp_path/'k', progress=False)
+    assert torch.equal(decompress(tmp_path/'k', model, progress=False), k)
+    assert capsys.readouterr().out==''
