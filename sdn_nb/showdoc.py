@@ -89,7 +89,8 @@ class TblRenderer(BasicMarkdownRenderer):
         names,docs = list(getattr(self.sym, '_fields', ())),self.docs or ''
         params = [(k, p.kind) for k,p in self.sig.parameters.items() if k!='self'] if self.sig else []
         if owner := foreign_init(self.sym):
-            if any(kind==inspect.Parameter.POSITIONAL_OR_KEYWORD for _,kind in params): docs += f'. Takes what `{owner.__name__}` takes.'
+            some = any(kind==inspect.Parameter.POSITIONAL_OR_KEYWORD for _,kind in params)
+            if some: docs += f'. Takes what `{owner.__name__}` takes.'
         elif not names: names = [STARS.get(kind, '')+k for k,kind in params]
         source = re.search(r'\[source\]\(([^)]*)\)', super()._repr_markdown_())
         link = f' · <a href="{escape(source[1])}">source</a>' if source else ''
@@ -197,10 +198,11 @@ class BoxFigures(Processor):
     def begin(self):
         cells = []
         for cell in self.nb.cells:
-            images = [''.join(o['data']['image/png']) for o in cell.get('outputs', []) if 'image/png' in o.get('data', {})]
-            wide = any(png_width(o)>WIDE for o in images) and 'hide' not in getattr(cell, 'directives_', {})
-            box = '<div class="wide-figure">','</div>'
-            cells += [mk_cell(box[0], cell_type='markdown'), cell, mk_cell(box[1], cell_type='markdown')] if wide else [cell]
+            shown = [] if 'hide' in getattr(cell, 'directives_', {}) else cell.get('outputs', [])
+            images = [''.join(o['data']['image/png']) for o in shown if 'image/png' in o.get('data', {})]
+            wide = any(png_width(o)>WIDE for o in images)
+            box = [mk_cell(o, cell_type='markdown') for o in ('<div class="wide-figure">', '</div>')]
+            cells += [box[0], cell, box[1]] if wide else [cell]
         self.nb.cells[:] = cells
 
 # %% ../nbs/engine/showdoc.ipynb #62069e3f
