@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STARS', 'WIDE', 'LONG', 'class_source', 'param_docs', 'foreign_init', 'param_table', 'TblRenderer', 'names_of',
-           'RunForDocs', 'FoldHidden', 'FoldAnswers', 'png_width', 'BoxFigures', 'as_entities', 'to_mathml',
-           'show_formulas', 'formulas', 'join_prints', 'ColabBadge']
+           'RunForDocs', 'FoldHidden', 'FoldAnswers', 'png_width', 'BoxFigures', 'to_mathml', 'show_formulas',
+           'formulas', 'join_prints', 'ColabBadge']
 
 # %% ../nbs/engine/showdoc.ipynb #showdoc-03
 import ast, inspect, linecache, re, symtable, warnings
@@ -206,12 +206,6 @@ class BoxFigures(Processor):
         self.nb.cells[:] = cells
 
 # %% ../nbs/engine/showdoc.ipynb #62069e3f
-def as_entities(
-    text:str, # without tags
-)->str: # HTML
-    "Every sign of punctuation as an entity, so that Markdown takes none for its own"
-    return re.sub(r'[!-/:-@\[-`{-~]', lambda c: f'&#{ord(c[0])};', text)
-
 def to_mathml(
     tex:str, # a formula, without dollars
     display:bool=False, # whether it stands on a line of its own
@@ -223,7 +217,8 @@ def to_mathml(
     parts = re.split(r'\\qquad', tex) if display and r'\begin{aligned}' not in tex else [tex]
     try: made = [LatexToMathML().convert_with_local_state(o.strip(), displaystyle=display) for o in parts]
     except LatexError as e: raise ValueError(f'`{tex}` has no MathML: {e}') from e
-    return ''.join(re.sub(r'(?<=>)[^<>&]+(?=<)', lambda m: as_entities(m[0]), o) for o in made)
+    def entities(m): return re.sub(r'[!-%\'-/:-@\[-`{-~]', lambda c: f'&#{ord(c[0])};', m[0])
+    return ''.join(re.sub(r'(?<=>)[^<>&]+(?=<)', entities, o) for o in made)
 
 # %% ../nbs/engine/showdoc.ipynb #cdf5f37d
 LONG = 34 # signs; on a telephone a line has room for as many
@@ -233,7 +228,7 @@ def show_formulas(
 )->str: # the same, with MathML for all between dollars that is not code, and a mark on code that may break
     "Convert the formulas of a text, and what code of it is longer than a line of a telephone"
     def convert(m):
-        if m['code'] and len(m['code'])>LONG: return f'<code class="long">{as_entities(m["code"])}</code>'
+        if m['code'] and len(m['code'])>LONG: return f'<span class="long">{m[0]}</span>'
         if m['block']: return f'<span class="equations">{to_mathml(m["block"].strip(), True)}</span>'
         return to_mathml(m['inline']) if m['inline'] else m[0]
     kinds = [
