@@ -73,7 +73,8 @@ def show_rows(
     if labels is not None and len(labels)!=len(x):
         raise ValueError(f"show_rows: `labels` must hold {len(x)} strings, one for each row, got {len(labels)}.")
     (R,n),(h,w) = x.shape[:2],x.shape[3:]
-    if ax is None: ax = plt.subplots(figsize=(.7*n+.9, .7*R*h/w+.3), layout='constrained')[1]
+    side = min(.7, 7.1/n) # inches of an image; together they fit a page
+    if ax is None: ax = plt.subplots(figsize=(side*n+.9, side*R*h/w+.3), layout='constrained')[1]
     show_images(x.flatten(0,1), nrow=n, ax=ax, title=title)
     for i,s in enumerate(labels or ()):
         middle = (i+.5)*(h+max(1, w//32))
@@ -402,7 +403,8 @@ def show_maps(
     require_argument('show_maps', '`titles`', titles, len(titles)==len(maps), f'{len(maps)} strings, one for each map')
     maps = maps.detach().float().cpu()
     if fig is None:
-        size = 2.2*len(maps)+1,2.2*maps.shape[1]/maps.shape[2]+.6
+        side = min(2.2, 7/len(maps))
+        size = side*len(maps)+1,side*maps.shape[1]/maps.shape[2]+.6
         fig = plt.figure(figsize=size, layout='constrained')
     top = maps.max().item()
     axs = fig.subplots(1, len(maps), squeeze=False)[0]

@@ -21,6 +21,8 @@ def default_exp(nb): return next((m[1] for c in code_cells(nb) if (m := re.searc
 def cell(src, *outs, kind='code'): return dict(cell_type=kind, source=src, **({'outputs': list(outs)} if kind=='code' else {}))
 def book(*cells): return {'cells': list(cells)}
 
+FOLDED = '#| code-fold: true\n#| code-summary: "Answer"\n'                   # on a site
+
 # order of imports
 
 def imported(nb, modules=()):
@@ -132,6 +134,50 @@ def test_saved_outputs_refused(nb, fault):
     faults = output_faults(nb)
     assert (fault in ' '.join(faults)) if fault else faults == []
 
+# outputs that are shown
+
+WIDEST_PRINT = 110 # columns; what is wider wraps on a page, which a text may and columns may not
+
+def shown_faults(nb):
+    "What is wrong with how outputs look: printed columns that a page must break, and tables that say NaN"
+    texts = [''.join(o['text']) for o in outputs(nb) if o['output_type']=='stream']
+    def in_columns(line): return len(re.findall(r'\S(?= {2,}\S)', line))>2
+    faults = [f'{len(l)} columns: {l[:40]}' for t in texts for l in t.splitlines() if len(l)>WIDEST_PRINT and in_columns(l)]
+    tables = [''.join(o['data']['text/html']) for o in outputs(nb) if 'text/html' in o.get('data', {})]
+    faults += [f'{m} in a table' for t in tables for m in re.findall(r'(?i)<td>(nan)</td>', t)]
+    return faults + ['a header row for the name of an index' for t in tables if re.search(r'<tr>\s*<th>[^<]+</th>\s*(?:<th>[^<]*</th>\s*)*<th></th>\s*</tr>\s*</thead>', t)]
+
+@pytest.mark.parametrize('path', paths, ids=lambda p: p.stem)
+def test_shown(path): assert shown_faults(load(path)) == []
+
+def test_shown_refused():
+    def printed(line): return book(cell('print(t)', dict(output_type='stream', name='stdout', text=[line+'\n'])))
+    def table(html): return book(cell('t', dict(output_type='execute_result', data={'text/html': [f'<table>{html}</table>']})))
+    assert shown_faults(printed('a  b  c'.ljust(100)+'d')) == shown_faults(printed('word '*50)) == []
+    assert shown_faults(printed('a  b  c'.ljust(120)+'d')) == ['121 columns: a  b  c'.ljust(53)]
+    assert shown_faults(table('<thead><tr><th>B</th><th>ms</th></tr></thead><td>nanometre</td>')) == []
+    assert shown_faults(table('<td>NaN</td><td>nan</td>')) == ['NaN in a table', 'nan in a table']
+    assert shown_faults(table('<thead><tr><th></th><th>ms</th></tr><tr><th>B</th><th></th></tr></thead>')) == ['a header row for the name of an index']
+
+def caption_faults(nb):
+    "Figures without a caption next to them: a text, of the author's or of a cell, that begins in italics. Several figures may share one."
+    def begins(c): return source(c) if c['cell_type']=='markdown' else next((''.join(o['data']['text/markdown']) for o in c['outputs'] if 'text/markdown' in o.get('data', {})), '')
+    def figure(c): return c['cell_type']=='code' and any(k.startswith('image/') for o in c['outputs'] for k in o.get('data', {}))
+    cells = [c for c in nb['cells'] if c['cell_type']=='markdown' or not directives(c) & {'hide'}]
+    after = zip(cells, cells[1:])
+    return [source(c)[:60] for c,n in after if figure(c) and FOLDED not in source(c) and not figure(n) and not re.match(r'\*[^*\s]', begins(n)) and not begins(c)]
+
+FIGURES = [p for p in paths if number(p) is not None or p.stem in ('one_page','use')]
+@pytest.mark.parametrize('path', FIGURES, ids=lambda p: p.stem)
+def test_captions(path): assert caption_faults(load(path)) == []
+
+def test_captions_refused():
+    fig,said = (cell(src, dict(output_type='display_data', data=data)) for src,data in (('plot()', {'image/png': 'AA'}), ('say()', {'text/markdown': ['*So*']})))
+    text,caption = cell('So it is', kind='markdown'),cell('*So it is.* More', kind='markdown')
+    assert caption_faults(book(fig, caption, fig, said, fig, fig, caption, text)) == []
+    assert caption_faults(book(fig, text)) == caption_faults(book(fig, cell('x = 1'), caption)) == ['plot()']
+    assert caption_faults(book(cell(FOLDED+'plot()', *fig['outputs']), text)) == []
+
 # anatomy
 
 def anatomy_faults(nb, figure=True):
@@ -160,7 +206,6 @@ def test_anatomy_refused():
 
 # exercises
 
-FOLDED = '#| code-fold: true\n#| code-summary: "Answer"\n'                   # on a site
 HIDDEN = {'jupyter': {'outputs_hidden': True, 'source_hidden': True}}       # in JupyterLab
 
 def checks(cell):

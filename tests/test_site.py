@@ -1,12 +1,13 @@
 "What tools/site.py refuses, and what it changes, on small sites with every fault"
-import builtins, re, runpy
+import builtins, importlib, re, runpy
 from pathlib import Path
 import nbformat
 import nbformat.v4 as nbf
 import pytest
 from execnb.nbio import dict2nb, write_nb
 from smalldocs.cli import main as smalldocs
-from sdn_nb.showdoc import FoldAnswers, names_of
+from sdn_nb import _modidx as modidx
+from sdn_nb.showdoc import FoldAnswers, TblRenderer, foreign_init, names_of
 
 root = Path(__file__).parent.parent
 site = runpy.run_path(str(root/'tools/site.py'))
@@ -63,6 +64,19 @@ def test_every_name_has_a_source():
             if not re.search(r'^#\| *(hide|echo: *false)', cell.source, re.M): used |= dict.fromkeys(needs, cell.id)
         faults += [f'{path.name}, cell {id}: {name}' for name,id in used.items() if name not in bound]
     assert faults==[]
+
+def test_folds_show_no_parameters_of_other_packages():
+    "A callback's fold does not list the events of fastai's"
+    found = 0
+    for module,names in modidx.d['syms'].items():
+        for name in names:
+            *path,last = name.split('.')
+            sym = getattr(importlib.import_module(module), last, None)
+            if name.rsplit('.', 1)[0]!=module or not isinstance(sym, type) or not foreign_init(sym): continue
+            found += 1
+            shown = TblRenderer(sym)._repr_markdown_()
+            assert f'<code>{last}()</code>' in shown and '| **Type** |' not in shown, name
+    assert found>5
 
 def test_answers_fold_with_their_output(tmp_path):
     "On a page, an answer's code and what it printed stand inside one closed fold"
