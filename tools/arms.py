@@ -228,6 +228,7 @@ def main():
     p.add_argument('--out', type=Path, default=None, help='file to write; trainings that it has are not repeated (default results/arms_SCALE.json)')
     p.add_argument('--toy', action='store_true', help='a hundredth of the time and few images, to try the command')
     a = p.parse_args()
+    torch.set_num_threads(1)                                             # as the trainings do
     out,began,cuda = a.out or root/f'results/arms_{a.scale}.json',time.monotonic(),a.scale.endswith('cuda') and not (a.toy and not torch.cuda.is_available())
     device,pictures_file = 'cuda' if cuda else 'cpu',out.with_suffix('.npz')
     only = a.only or (['arms'] if a.scale.endswith('cuda') else ['rates','arms'])
