@@ -47,7 +47,7 @@ def test_ablations_change_what_they_say(tool):
     assert len({tool.size(c) for c in cfgs})==len(cfgs) and tool.SMALL not in cfgs
 
 def test_the_best_rate_is_taken(tool):
-    tried = dict(SDN={f'{lr:g}': [dict(time=dict(valid=dict(bpd=b)))] for lr,b in zip(tool.RATES, (3.,2.,4.))})
+    tried = dict(SDN={f'{lr:g}': dict(time=dict(valid=dict(bpd=b))) for lr,b in zip(tool.RATES, (3.,2.,4.))})
     assert tool.rate_of(dict(rates=tried), 'SDN')==.004 and tool.rate_of(dict(rates={}), 'SDN')==.004
     plan = tool.plan('photos_cpu', dict(rates={}, arms={}, ablations={}), dict(rates=tried), 'cpu', 2, False, ['arms'])
     assert [(where[1],where[2]) for where,_ in plan]==[(n, s) for s in (0,1) for n in ('SDN','convolution','gated block')]

@@ -6,7 +6,7 @@
 
 writes results/arms_14_cpu.json (or what was asked for) and samples beside it, goes on where it was interrupted, and does not repeat what is there. The
 protocol, which was written before the first run, stands in nbs/experiments/arms.ipynb, and that notebook draws the results."""
-import argparse, json, math, multiprocessing, os, sys, time, traceback
+import argparse, json, multiprocessing, os, subprocess, sys, time, traceback
 from bisect import bisect_left
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
@@ -110,9 +110,9 @@ def few(dl, n, bs):
 
 class Budget(Callback):
     """Train for `seconds` and for `steps`, whichever is later, and keep the averaged weights of ten moments, of the step and of the end: `kept`.
-    The learning rate rises, then stays, or falls from 30 % of the seconds on. `together()` is called before the clock starts"""
+    The learning rate rises, then stays. `together()` is called before the clock starts"""
     order = 65
-    def __init__(self, seconds, steps, lr, falls=False, together=noop): self.seconds,self.steps,self.lr,self.falls,self.together = seconds,steps,lr,falls,together
+    def __init__(self, seconds, steps, lr, together=noop): self.seconds,self.steps,self.lr,self.together = seconds,steps,lr,together
     def now(self): return time.monotonic() if self.x.is_cuda else time.process_time()
     def before_fit(self): self.began,self.kept = None,[]
     def before_batch(self):
@@ -126,8 +126,7 @@ class Budget(Callback):
         if self.steps and self.train_iter==self.steps: self.keep(spent, 'steps')
         if share>=1 and 'time' not in places: self.keep(spent, 'time')
         if share>=1 and self.train_iter>=self.steps: raise CancelFitException
-        falling = .5+.5*math.cos(math.pi*min(1, max(0, (share-.3)/.7))) if self.falls else 1
-        self.opt.set_hyper('lr', self.lr*min((self.train_iter+1)/WARMUP, falling, 1))
+        self.opt.set_hyper('lr', self.lr*min((self.train_iter+1)/WARMUP, 1))
 
     def keep(self, spent, place): self.kept.append((spent, self.train_iter, place, [w.clone() for w in self.learn.ema.average.module.parameters()]))
 
@@ -183,8 +182,8 @@ def train(job):
 
 def rate_of(result, name):
     "The learning rate that was best for an arm on validation images, 0.004 where none was tried"
-    tried = result['rates'].get(name) or {'0.004': [dict(time=dict(valid=dict(bpd=0)))]}
-    return float(min(tried, key=lambda lr: tried[lr][0]['time']['valid']['bpd']))
+    tried = result['rates'].get(name) or {'0.004': dict(time=dict(valid=dict(bpd=0)))}
+    return float(min(tried, key=lambda lr: tried[lr]['time']['valid']['bpd']))
 
 def plan(scale, result, rates, device, seeds, toy, only):
     "Jobs that are not done, [(where the result goes, job)]; the rates come first, for the others need them, where they are tried"
@@ -217,6 +216,10 @@ def done(todo, workers, cuda):
                 yield running[ended],*ended.result()
     if failed: sys.exit('a training failed, see above; the others are kept')
 
+def commit():
+    "Of the code that runs; none outside a repository"
+    with suppress(OSError): return subprocess.run(['git', '-C', root, 'rev-parse', 'HEAD'], capture_output=True, text=True).stdout.strip() or None
+
 def main():
     parts = 'rates','arms','ablations'
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -234,7 +237,7 @@ def main():
     only = a.only or (['arms'] if a.scale.endswith('cuda') else ['rates','arms'])
     workers = a.workers or (15 if cuda else os.cpu_count())
     result = json.loads(out.read_text()) if out.exists() else dict(rates={}, arms={}, ablations={})
-    result |= about(f'python tools/arms.py {a.scale}', device)
+    result |= about(f'python tools/arms.py {a.scale}', device) | dict(commit=commit())
     pictures = dict(np.load(pictures_file)) if pictures_file.exists() else {}
     found = root/'results/arms_14_cpu.json'
     rates = json.loads(found.read_text()) if cuda and found.exists() else result
@@ -247,7 +250,7 @@ def main():
         result['data'] = asdict(dls.info)
     while todo := plan(a.scale, result, rates, device, a.seeds, a.toy, only):
         for (part,name,key),told,samples in done(todo, workers, cuda):
-            if part=='rates': result[part].setdefault(name, {})[key] = [told]
+            if part=='rates': result[part].setdefault(name, {})[key] = told
             else: result[part][name] = sorted([*result[part].get(name, []), told], key=lambda r: r['seed'])
             if part=='arms' and key==0: pictures[name] = samples
             write()
