@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STARS', 'WIDE', 'LONG', 'class_source', 'param_docs', 'foreign_init', 'param_table', 'TblRenderer', 'names_of',
            'RunForDocs', 'FoldHidden', 'FoldAnswers', 'png_width', 'BoxFigures', 'to_mathml', 'show_formulas',
-           'formulas', 'join_prints', 'ColabBadge']
+           'formulas', 'join_prints', 'own_names', 'LinkNames', 'ColabBadge']
 
 # %% ../nbs/engine/showdoc.ipynb #showdoc-03
 import ast, inspect, linecache, re, symtable, warnings
@@ -20,6 +20,7 @@ with warnings.catch_warnings(): # IPython, which nbdev runs, adds a filter of it
     try:
         from execnb.nbio import mk_cell
         from nbdev.config import get_config
+        from nbdev.doclinks import NbdevLookup
         from nbdev.process import Processor
         from nbdev.processors import exec_show_docs
         from nbdev.showdoc import BasicMarkdownRenderer
@@ -256,6 +257,36 @@ def join_prints(
             last['text'] = ''.join(last['text'])+''.join(o['text'])
         else: joined.append(o)
     if 'outputs' in cell: cell['outputs'] = joined
+
+# %% ../nbs/engine/showdoc.ipynb #3d1ed5cd
+def own_names(
+    sources:list, # code of a page's cells
+)->tuple: # two sets: names of functions, classes and parameters; names that are imported
+    "What the words of a page may mean"
+    own,imported = set(),set()
+    for node in (n for o in sources for n in ast.walk(ast.parse(re.sub(r'^\s*[%!].*$', '', o, flags=re.M)))):
+        if isinstance(node, ast.arg): own.add(node.arg)
+        elif isinstance(node, (ast.FunctionDef,ast.ClassDef)): own.add(node.name)
+        elif isinstance(node, (ast.Import,ast.ImportFrom)): imported |= {a.asname or a.name for a in node.names}
+    return own,imported
+
+class LinkNames(Processor):
+    "Link the exported names that a page's text mentions, as nbdev's `add_links`, but no word of the page's own"
+    def begin(self):
+        own,imported = own_names([c.source for c in self.nb.cells if c.cell_type=='code'])
+        here = '/'+re.sub(r'^\d+_', '', Path(self.nb.path_).stem)+'.html'
+        self.lookup = NbdevLookup()
+        found = self.lookup.doc
+        def doc(name):
+            url = found(name)
+            if not url or here in url: return url
+            return None if name in own or name.isalpha() and name.islower() and name not in imported else url
+        self.lookup.doc = doc
+
+    def cell(self, cell):
+        if cell.cell_type=='markdown': cell.source = self.lookup.linkify(cell.source)
+        for data in (o['data'] for o in cell.get('outputs', []) if 'text/markdown' in o.get('data', {})):
+            data['text/markdown'] = self.lookup.link_line(''.join(data['text/markdown']))
 
 # %% ../nbs/engine/showdoc.ipynb #ecc97442
 class ColabBadge(Processor):

@@ -389,7 +389,7 @@ NOT_CALLED = {
     'the reader of checkpoints, which `read_published` calls': 'published.published_config published.our_outputs published.choose_weights',
     'peers and tools of the benchmark, which gives them what fits': 'bench.published bench.loop bench.floor bench.seconds bench.in_turn bench.saved_bytes bench.fill_in_turn',
     'of the site': '''showdoc.class_source showdoc.param_docs showdoc.param_table showdoc.names_of showdoc.to_mathml showdoc.show_formulas showdoc.formulas showdoc.RunForDocs showdoc.FoldAnswers showdoc.FoldHidden
-        showdoc.ColabBadge showdoc.foreign_init showdoc.png_width showdoc.BoxFigures showdoc.join_prints''',
+        showdoc.ColabBadge showdoc.foreign_init showdoc.png_width showdoc.BoxFigures showdoc.join_prints showdoc.own_names showdoc.LinkNames''',
 }
 
 # Functions for the tables
