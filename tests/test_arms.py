@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest, torch
 from types import SimpleNamespace
+from sdn_nb.layers import LAYERS
 from sdn_nb.vae import SDNVAE
 
 file = Path(__file__).parents[1]/'tools/arms.py'
@@ -14,10 +15,12 @@ pytestmark = pytest.mark.skipif(not file.exists(), reason='the tools are part of
 
 @pytest.fixture(scope='module')
 def tool():
-    spec = spec_from_file_location('arms', file)
+    "The command as a module; the layers that it makes known are forgotten afterwards"
+    spec,before = spec_from_file_location('arms', file),dict(LAYERS)
     sys.modules['arms'] = m = module_from_spec(spec)
     spec.loader.exec_module(m)
-    return m
+    yield m
+    for name in LAYERS.keys()-before.keys(): del LAYERS[name]
 
 @pytest.mark.parametrize('scale', ['14_cpu', '28_cuda', 'photos_cpu'])
 def test_arms_have_the_same_size(tool, scale):

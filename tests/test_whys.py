@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest, torch
 from torch.testing import assert_close
+from sdn_nb.layers import LAYERS
 from sdn_nb.scan import DIRECTIONS, scan
 
 file = Path(__file__).parents[1]/'tools/whys.py'
@@ -12,9 +13,11 @@ pytestmark = pytest.mark.skipif(not file.exists(), reason='the tools are part of
 
 @pytest.fixture(scope='module')
 def whys():
-    spec = spec_from_file_location('whys', file)
+    "The command as a module; the layers that it makes known are forgotten afterwards"
+    spec,before = spec_from_file_location('whys', file),dict(LAYERS)
     spec.loader.exec_module(m := module_from_spec(spec))
-    return m
+    yield m
+    for name in LAYERS.keys()-before.keys(): del LAYERS[name]
 
 @pytest.mark.parametrize('d', DIRECTIONS)
 def test_literal_sweep_is_the_scan(whys, d):
