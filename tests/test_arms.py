@@ -1,26 +1,18 @@
 """tools/arms.py: the models that are compared have the same size, and what was trained is not trained again."""
 import json, os, subprocess, sys
 from dataclasses import replace
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
 import pytest, torch
 from types import SimpleNamespace
-from sdn_nb.layers import LAYERS
 from sdn_nb.vae import SDNVAE
 
 file = Path(__file__).parents[1]/'tools/arms.py'
 pytestmark = pytest.mark.skipif(not file.exists(), reason='the tools are part of the repository')
 
-@pytest.fixture(scope='module')
-def tool():
-    "The command as a module; the layers that it makes known are forgotten afterwards"
-    spec,before = spec_from_file_location('arms', file),dict(LAYERS)
-    sys.modules['arms'] = m = module_from_spec(spec)
-    spec.loader.exec_module(m)
-    yield m
-    for name in LAYERS.keys()-before.keys(): del LAYERS[name]
+@pytest.fixture
+def tool(arms): return arms
 
 @pytest.mark.parametrize('scale', ['14_cpu', '28_cuda', 'photos_cpu'])
 def test_arms_have_the_same_size(tool, scale):

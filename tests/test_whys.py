@@ -1,23 +1,13 @@
 """tools/whys.py: its sweep is the package's where nothing is changed, and what was trained is not trained again."""
 import json, subprocess, sys
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest, torch
 from torch.testing import assert_close
-from sdn_nb.layers import LAYERS
 from sdn_nb.scan import DIRECTIONS, scan
 
 file = Path(__file__).parents[1]/'tools/whys.py'
 pytestmark = pytest.mark.skipif(not file.exists(), reason='the tools are part of the repository')
-
-@pytest.fixture(scope='module')
-def whys():
-    "The command as a module; the layers that it makes known are forgotten afterwards"
-    spec,before = spec_from_file_location('whys', file),dict(LAYERS)
-    spec.loader.exec_module(m := module_from_spec(spec))
-    yield m
-    for name in LAYERS.keys()-before.keys(): del LAYERS[name]
 
 @pytest.mark.parametrize('d', DIRECTIONS)
 def test_literal_sweep_is_the_scan(whys, d):

@@ -255,7 +255,7 @@ def training(run, work, seconds):
     where = ['--path', run.env['SDN_FASHION_MNIST']] if 'SDN_FASHION_MNIST' in run.env else []
     train = [*sdn('train'), 'fashion_mnist', '--fp16', '--bs', '128', '--epochs', str(epochs), *changes, *where, '--out', 'run']
     judge = [*sdn('eval'), 'run', '--split', 'test', '--bs', '8192']
-    return [(train, 1-35/seconds), (judge, .5), ([*judge, '--samples', '64'], 1)]
+    return [(train, max(.5, 1-35/seconds)), (judge, .5), ([*judge, '--samples', '64'], 1)]
 
 def gather_training(work):
     "training.zip of what the run's folder has until now, without the checkpoint"
