@@ -152,7 +152,8 @@ def about(
     *more,       # further modules whose versions count
 )->dict:         # for JSON
     "What is needed to repeat a result: command, device, and versions of this package, torch, `more` modules and Python"
-    name = f'{platform.machine()} CPU, {torch.get_num_threads()} threads'
+    threads = torch.get_num_threads()
+    name = f'{platform.machine()} CPU, {threads} thread' + 's'*(threads>1)
     if torch.device(device).type=='cuda': name = torch.cuda.get_device_name(device)
     versions = {m.__name__: m.__version__ for m in (sdn_nb,torch,*more)}
     return dict(command=command, device=name, **versions, python=platform.python_version())

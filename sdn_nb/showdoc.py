@@ -15,7 +15,6 @@ from itertools import groupby
 from pathlib import Path
 from fastcore.docments import docments
 
-# %% ../nbs/engine/showdoc.ipynb #showdoc-05
 with warnings.catch_warnings(): # IPython, which nbdev runs, adds a filter of its own
     try:
         from execnb.nbio import mk_cell
@@ -231,10 +230,12 @@ def show_formulas(
     def convert(m):
         if m['code'] and len(m['code'])>LONG: return f'<span class="long">{m[0]}</span>'
         if m['block']: return f'<span class="equations">{to_mathml(m["block"].strip(), True)}</span>'
-        return to_mathml(m['inline']) if m['inline'] else m[0]
+        if not m['inline']: return m[0]
+        made = to_mathml(m['inline'])
+        return f'<span class="nowrap">{made}{m["stop"]}</span>' if m['stop'] else made
     kinds = [
         r'^```.*?^```', r'`(?P<code>[^`\n|\\]+)`(?!`)', r'(?P<ticks>`+).+?(?P=ticks)', # code, which stays
-        r'\$\$(?P<block>.+?)\$\$', r'(?<![\\$])\$(?P<inline>[^\s$](?:[^$\n]*[^\s$\\])?)\$(?!\d)']
+        r'\$\$(?P<block>.+?)\$\$', r'(?<![\\$])\$(?P<inline>[^\s$](?:[^$\n]*[^\s$\\])?)\$(?!\d)(?P<stop>[.,;:?!)]*)']
     return re.sub('|'.join(kinds), convert, text, flags=re.S|re.M)
 
 def formulas(
@@ -263,7 +264,7 @@ def own_names(
     sources:list, # code of a page's cells
 )->tuple: # two sets: names of functions, classes and parameters; names that are imported
     "What the words of a page may mean"
-    own,imported = set(),set()
+    own,imported = {name for o in sources for name in re.findall(r'^struct (\w+)', o, re.M)},set() # of C++ in a string
     for node in (n for o in sources for n in ast.walk(ast.parse(re.sub(r'^\s*[%!].*$', '', o, flags=re.M)))):
         if isinstance(node, ast.arg): own.add(node.arg)
         elif isinstance(node, (ast.FunctionDef,ast.ClassDef)): own.add(node.name)

@@ -71,6 +71,7 @@ def hang(code):
     out,tags = [],[]
     for line in code.split('\n'):
         before = ''.join(tags)
+        line = re.sub(r'(?<![\w-])--[\w-]+', r'<span class="nowrap">\g<0></span>', line) # an option breaks at no dash
         for tag in re.findall(r'<span[^>]*>|</span>', line):
             if tag[1]=='/': tags.pop()
             else: tags.append(tag)
