@@ -35,8 +35,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from sklearn.datasets import load_digits, load_sample_images
 from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor
-from torchvision.utils import make_grid
 
 from .saving import as_path
 from .shapes import Shapes3D, Shapes3DFile, DSpritesFile
@@ -85,6 +83,7 @@ def show_images(
     if nrow is not None and nrow<1: raise ValueError(f"show_images: `nrow` must be at least 1, got {nrow!r}.")
     b,_,h,w = x.shape
     nrow = min(b, nrow or int(np.ceil(b**.5)))
+    from torchvision.utils import make_grid # here, for with torchvision every command would start a second later
     pixels = x.detach().float().cpu().clamp(-1, 1)/2 + .5
     grid = make_grid(pixels, nrow=nrow, padding=max(1, w//32), pad_value=1)
     figsize = figsize or (.8*nrow, .8*np.ceil(b/nrow)*h/w)
@@ -298,7 +297,8 @@ def _imagenet32(seed, flip, path):
 # %% ../nbs/06_data.ipynb #87b668fd
 def _levels_of(picture, mode, hw, bits):
     "Levels of a picture that is shown, resized to `hw` and its centre cropped, `(C, H, W)` uint8"
-    return pil_to_tensor(ImageOps.fit(eight_bits(picture, bits).convert(mode), (hw[1],hw[0])))
+    pixels = np.array(ImageOps.fit(eight_bits(picture, bits).convert(mode), (hw[1],hw[0])))
+    return torch.from_numpy(pixels.reshape(*hw, -1)).permute(2, 0, 1).contiguous()
 
 # %% ../nbs/06_data.ipynb #50b83bdd
 @dataclass

@@ -19,7 +19,6 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid
 from .saving import WEIGHTS, are_whole, as_path, atomic, model_folder, shipped
 from .vae import SDNVAE, VAEConfig
 from .runs import read_config, read_settings, run_dls
@@ -98,6 +97,7 @@ def to_png(
         raise ValueError(f"to_png: `nrow` must be at least 1, `px` from 1 to {2**14}, got {nrow!r} and {px!r}.")
     if not x.isfinite().all():
         raise ValueError("to_png: the images have values that are not finite. Are the model's weights?")
+    from torchvision.utils import make_grid
     gap = max(1, x.shape[-1]//32)
     grid = make_grid(x.detach().float().cpu().clamp(-1, 1)/2 + .5, nrow, gap, pad_value=1)
     if len(x)>1: grid = grid[:,gap:-gap,gap:-gap]                       # no frame, only gaps

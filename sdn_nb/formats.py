@@ -17,8 +17,6 @@ with warnings.catch_warnings():
     from fastai.data.external import fastai_path
 from fastprogress import progress_bar
 from PIL import Image
-from torchvision.datasets import CIFAR10, FashionMNIST
-from torchvision.datasets.utils import calculate_md5
 from .saving import as_path
 
 # %% ../nbs/engine/formats.ipynb #841ca497
@@ -69,13 +67,16 @@ def _find_folder(name, path, places, marks, fetch=None):
         "Put the published files there, or give their folder as path.")
 
 # %% ../nbs/engine/formats.ipynb #ea3181ab
-def _download(cls, what, root):
-    "Download a set with torchvision's class `cls` into the folder `root`, and say so"
-    print(f"{cls.__name__}: downloading {what} into {root}")
+def _download(name, size, address, root):
+    "Download a set with torchvision's class of that name, which has its `address`, into the folder `root`, and say so"
+    import torchvision.datasets # here and below, for with torchvision every command would start a second later
+    cls = getattr(torchvision.datasets, name)
+    what = f"{size} from {address(cls)}"
+    print(f"{name}: downloading {what} into {root}")
     try: cls(root, download=True)
     except (OSError, RuntimeError) as e:
         raise OSError(
-            f"{cls.__name__} could not be downloaded into {root} ({' '.join(str(e).split())}). "
+            f"{name} could not be downloaded into {root} ({' '.join(str(e).split())}). "
             f"Fetch {what} elsewhere, and give the folder as path.") from e
 
 # %% ../nbs/engine/formats.ipynb #8f216ef7
@@ -108,7 +109,7 @@ def read_fashion_mnist(
 )->tuple:               # two uint8 arrays (N, 1, 28, 28): training images and test images
     """Fashion-MNIST from its IDX files (Xiao et al. 2017). Raises `FileNotFoundError` where a file is missing,
     `ValueError` where one is not what it should be, `OSError` where the download fails."""
-    fetch = partial(_download, FashionMNIST, f'30 MB from {FashionMNIST.mirrors[0]}')
+    fetch = partial(_download, 'FashionMNIST', '30 MB', lambda cls: cls.mirrors[0])
     places = (DEBIAN_FASHION, 'FashionMNIST/raw') if path is None else ('FashionMNIST/raw',)
     folder = _find_folder('Fashion-MNIST', path, places, [(f, f'{f}.gz') for f in FASHION_FILES], fetch)
     return tuple(_fashion_file(folder, f) for f in FASHION_FILES)
@@ -145,12 +146,11 @@ def _cifar_binary(folder):
     return np.concatenate(arrays[:5]),arrays[5]
 
 # %% ../nbs/engine/formats.ipynb #9cde49c5
-class _CIFAR10Here(CIFAR10):
-    "torchvision's reader, its files lying in the folder itself"
-    base_folder = ''
-
 def _cifar_pickles(folder):
     "Training and test images of the Python edition, whose files are opened when all have the published MD5 sums"
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import calculate_md5
+    class Here(CIFAR10): base_folder = '' # the files lie in the folder itself
     sums = dict(CIFAR10.train_list+CIFAR10.test_list) | {CIFAR10.meta['filename']: CIFAR10.meta['md5']}
     _check_files(folder, list(sums))
     for name,md5 in sums.items():
@@ -158,7 +158,7 @@ def _cifar_pickles(folder):
             raise ValueError(
                 f"{folder/name} has the MD5 sum {found}; the published file has {md5}. "
                 "It is a pickle, could run any code, and was not opened.")
-    return tuple(_CIFAR10Here(folder, train=t).data.transpose(0,3,1,2) for t in (True, False))
+    return tuple(Here(folder, train=t).data.transpose(0,3,1,2) for t in (True, False))
 
 # %% ../nbs/engine/formats.ipynb #a80f502f
 def read_cifar10(
@@ -167,7 +167,7 @@ def read_cifar10(
     """CIFAR-10 from its binary files or, where there are none, from its pickles (Krizhevsky 2009).
     Raises `FileNotFoundError` where a file is missing, `ValueError` where one is not what it should be (a pickle with
     another MD5 sum is not opened), `OSError` where the download fails."""
-    fetch = partial(_download, CIFAR10, f'170 MB from {CIFAR10.url}')
+    fetch = partial(_download, 'CIFAR10', '170 MB', lambda cls: cls.url)
     places,marks = ('cifar-10-batches-bin', 'cifar-10-batches-py'),[(b, f'{b}.bin') for b in CIFAR_BATCHES]
     folder = _find_folder('CIFAR-10', path, places, marks, fetch)
     binary = any((folder/f'{b}.bin').exists() for b in CIFAR_BATCHES)

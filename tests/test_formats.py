@@ -5,7 +5,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import numpy as np, pytest, torch
+import numpy as np, pytest, torch, torchvision.datasets
 from PIL import Image
 from sklearn.model_selection import train_test_split
 from sdn_nb import formats
@@ -47,9 +47,9 @@ def pickles(train, test):
 def vouch(monkeypatch, files):
     "Let torchvision expect the MD5 sums of these pickles"
     md5 = {n:hashlib.md5(d).hexdigest() for n,d in files.items()}
-    monkeypatch.setattr(formats.CIFAR10, 'train_list', [[b, md5[b]] for b in batches[:5]])
-    monkeypatch.setattr(formats.CIFAR10, 'test_list', [['test_batch', md5['test_batch']]])
-    monkeypatch.setattr(formats.CIFAR10, 'meta', dict(filename='batches.meta', key='label_names', md5=md5['batches.meta']))
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, 'train_list', [[b, md5[b]] for b in batches[:5]])
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, 'test_list', [['test_batch', md5['test_batch']]])
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, 'meta', dict(filename='batches.meta', key='label_names', md5=md5['batches.meta']))
 
 def npz(**arrays): f = io.BytesIO(); np.savez_compressed(f, **arrays); return f.getvalue()
 def batch(a): return npz(data=a.reshape(len(a), -1), labels=np.ones(len(a), int), mean=np.zeros(3072))
@@ -282,8 +282,8 @@ def test_download_fashion(nothing_here, server, monkeypatch, capsys):
     train,test = noise(60, 1, 28, 28),noise(12, 1, 28, 28, seed=1)
     files = dict(fashion_files(train, test)) | {f'{p}-labels-idx1-ubyte.gz':gzip.compress(idx(np.zeros(n, np.uint8))) for p,n in (('train',60), ('t10k',12))}
     write(server[0], files)
-    monkeypatch.setattr(formats.FashionMNIST, 'mirrors', [server[1]])
-    monkeypatch.setattr(formats.FashionMNIST, 'resources', [(n, hashlib.md5(d).hexdigest()) for n,d in files.items()])
+    monkeypatch.setattr(torchvision.datasets.FashionMNIST, 'mirrors', [server[1]])
+    monkeypatch.setattr(torchvision.datasets.FashionMNIST, 'resources', [(n, hashlib.md5(d).hexdigest()) for n,d in files.items()])
     dls = dls_of('fashion_mnist', None)
     out = capsys.readouterr().out
     assert f'downloading 30 MB from {server[1]} into {nothing_here/"data"}' in out
@@ -297,11 +297,11 @@ def test_download_cifar(nothing_here, server, monkeypatch, capsys):
     files = pickles(train, test); vouch(monkeypatch, files)
     tar = server[0]/'cifar-10-python.tar.gz'
     with tarfile.open(tar, 'w:gz') as t: t.add(write(nothing_here/'p', files), 'cifar-10-batches-py')
-    monkeypatch.setattr(formats.CIFAR10, 'url', server[1]+tar.name); monkeypatch.setattr(formats.CIFAR10, 'tgz_md5', hashlib.md5(tar.read_bytes()).hexdigest())
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, 'url', server[1]+tar.name); monkeypatch.setattr(torchvision.datasets.CIFAR10, 'tgz_md5', hashlib.md5(tar.read_bytes()).hexdigest())
     assert np.array_equal(stored(dls_of('cifar10', None))[2], test) and 'downloading 170 MB' in capsys.readouterr().out
 
 def test_a_download_that_fails(nothing_here, server, monkeypatch):
-    monkeypatch.setattr(formats.FashionMNIST, 'mirrors', [server[1]]); monkeypatch.setattr(formats.CIFAR10, 'url', server[1]+'cifar-10-python.tar.gz')
+    monkeypatch.setattr(torchvision.datasets.FashionMNIST, 'mirrors', [server[1]]); monkeypatch.setattr(torchvision.datasets.CIFAR10, 'url', server[1]+'cifar-10-python.tar.gz')
     for name,cls in ('fashion_mnist','FashionMNIST'),('cifar10','CIFAR10'):
         with pytest.raises(OSError, match=f'{cls} could not be downloaded .*404.* give the folder as path'): get_dls(name)
     (server[0]/'cifar-10-python.tar.gz').write_bytes(b'something else')

@@ -251,20 +251,30 @@ def same(a, b, path=''):
         for i,(u,v) in enumerate(zip(a, b)): same(u, v, f'{path}.{i}')
     else: assert a==b or a!=a and b!=b, (path,a,b)
 
+def fit(folder, kw, *cbs):
+    "Three epochs of 5 batches, mirrored at random"
+    learn = learner(*cbs, **dict(bs=32, n=160, flip=True, lr=1e-2) | kw)
+    learn.fit_flat_cos(3, pct_start=.1)
+    return final(folder, learn)
+
+@pytest.fixture(scope='module')
+def whole_run(tmp_path_factory):
+    "How a run ends that nothing interrupts, by its settings"
+    def run(kw):
+        folder = tmp_path_factory.mktemp('whole')
+        if str(kw) not in ends: ends[str(kw)] = fit(folder, kw, Some(folder))
+        return ends[str(kw)]
+    ends = {}
+    return run
+
 @pytest.mark.parametrize('kw', [dict(), dict(accumulate=3, warmup=3), dict(precision='bf16', warmup=.5), dict(precision='fp16', accumulate=2, scale=2.**17)], ids=str)
 @pytest.mark.parametrize('after,cut', [([(0,1)],(0,4)), ([(1,0)],(1,1)), ([(1,1),(1,3)],(1,4)), ([],(1,3))], ids=str)
-def test_resumed_run_is_the_same_run(tmp_path, kw, after, cut):
+def test_resumed_run_is_the_same_run(tmp_path, whole_run, kw, after, cut):
     "A checkpoint in the middle of an epoch, and batches after it that are lost: weights, average, optimizer, loss scale, half-accumulated gradients, random states and history end alike"
-    kw = dict(bs=32, n=160, flip=True, lr=1e-2) | kw                   # 5 batches, mirrored at random
-    def fit(folder, *cbs):
-        learn = learner(Some(folder, *after), *cbs, **kw)
-        learn.fit_flat_cos(3, pct_start=.1)
-        return final(folder, learn)
-    whole = fit(tmp_path/'whole')
-    with pytest.raises(KeyboardInterrupt): fit(tmp_path/'cut', Cut(*cut))
-    done = torch.load(tmp_path/'cut'/'checkpoint.pt', weights_only=True)
+    with pytest.raises(KeyboardInterrupt): fit(tmp_path, kw, Some(tmp_path, *after), Cut(*cut))
+    done = torch.load(tmp_path/'checkpoint.pt', weights_only=True)
     assert (done['epoch'],done['done'])==((after[-1][0],after[-1][1]+1) if after else (1,0))
-    same(fit(tmp_path/'cut'), whole)
+    same(fit(tmp_path, kw, Some(tmp_path, *after)), whole_run(kw))
 
 def test_skips_are_counted_across_an_interruption(tmp_path):
     kw = dict(bs=256, patience=3)
