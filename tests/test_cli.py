@@ -20,7 +20,7 @@ FILES |= {'README.md'}                                    # the model's card
 OPTIONS = dict(sdn_train='--preset --epochs --bs --lr --path --size --seed --no-sdn --width --fp16 --bf16 --accumulate --warmup --minutes --sample_every --recompute --tensorboard --wandb --threads --out --resume --overwrite', sdn_sample='--n --temperature --seed --out', sdn_eval='--samples --split --seed --bs --device', sdn_explore='--port --no-browser')
 os.environ['PYTHONPATH'] = os.pathsep.join([str(Path(sdn_nb.__file__).parents[1]), os.environ.get('PYTHONPATH', '')])
 server = multiprocessing.get_context('forkserver')           # imports torch and fastai once for all commands
-server.set_forkserver_preload(['sdn_nb.cli'])
+server.set_forkserver_preload(['sdn_nb.cli','torchvision.utils','torch._dynamo']) # the latter two come with the first picture and the first sweep
 
 def command(argv, cwd, log, trip, largest=None):
     "What a child process does; `trip` is (function, n, signal): at call n of that function, counted from 0, the process gets the signal"
