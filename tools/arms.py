@@ -250,6 +250,7 @@ def main():
         result['data'] = asdict(dls.info)
     while todo := plan(a.scale, result, rates, device, a.seeds, a.toy, only):
         for (part,name,key),told,samples in done(todo, workers, cuda):
+            told['commit'] = result['commit']
             if part=='rates': result[part].setdefault(name, {})[key] = told
             else: result[part][name] = sorted([*result[part].get(name, []), told], key=lambda r: r['seed'])
             if part=='arms' and key==0: pictures[name] = samples
