@@ -83,7 +83,7 @@ def show_images(
     if nrow is not None and nrow<1: raise ValueError(f"show_images: `nrow` must be at least 1, got {nrow!r}.")
     b,_,h,w = x.shape
     nrow = min(b, nrow or int(np.ceil(b**.5)))
-    from torchvision.utils import make_grid # here, for with torchvision every command would start a second later
+    from torchvision.utils import make_grid # here, for with torchvision every command would start seconds later
     pixels = x.detach().float().cpu().clamp(-1, 1)/2 + .5
     grid = make_grid(pixels, nrow=nrow, padding=max(1, w//32), pad_value=1)
     figsize = figsize or (.8*nrow, .8*np.ceil(b/nrow)*h/w)

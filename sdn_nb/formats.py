@@ -69,7 +69,7 @@ def _find_folder(name, path, places, marks, fetch=None):
 # %% ../nbs/engine/formats.ipynb #ea3181ab
 def _download(name, size, address, root):
     "Download a set with torchvision's class of that name, which has its `address`, into the folder `root`, and say so"
-    import torchvision.datasets # here and below, for with torchvision every command would start a second later
+    import torchvision.datasets # here and below, for with torchvision every command would start seconds later
     cls = getattr(torchvision.datasets, name)
     what = f"{size} from {address(cls)}"
     print(f"{name}: downloading {what} into {root}")

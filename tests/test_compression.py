@@ -114,7 +114,7 @@ from sdn_nb.vae import SDNVAE
 torch.set_num_threads(int(sys.argv[3]))
 torch.save(decompress(sys.argv[1], SDNVAE.from_pretrained(sys.argv[2]), progress=False), sys.argv[4])"""
 
-@pytest.mark.parametrize('wrote, reads', [(1,2),(3,1)])
+@pytest.mark.parametrize('wrote, reads', [(1,2),(2,1),(3,1)])
 def test_fresh_process_with_other_threads(wrote, reads, tmp_path):
     model,k = written(tmp_path, wrote)
     model.save_pretrained(tmp_path/'model')

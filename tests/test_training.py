@@ -261,8 +261,9 @@ def fit(folder, kw, *cbs):
 def whole_run(tmp_path_factory):
     "How a run ends that nothing interrupts, by its settings"
     def run(kw):
-        folder = tmp_path_factory.mktemp('whole')
-        if str(kw) not in ends: ends[str(kw)] = fit(folder, kw, Some(folder))
+        if str(kw) not in ends:
+            folder = tmp_path_factory.mktemp('whole')
+            ends[str(kw)] = fit(folder, kw, Some(folder))
         return ends[str(kw)]
     ends = {}
     return run
