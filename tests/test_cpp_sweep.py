@@ -35,7 +35,7 @@ def cuts(request, monkeypatch):
     if request.param: monkeypatch.setattr(cpp_sweep, '_ENOUGH', 1), monkeypatch.setattr(cpp_sweep, '_ENOUGH_LINE', 1)
 
 @pytest.mark.parametrize('recompute', [False,True], ids=['keep','recompute'])
-@pytest.mark.parametrize('threads', [1,2,3,8])
+@pytest.mark.parametrize('threads', [1,2,3,5,8,16])
 @pytest.mark.parametrize('shape', [(1,3,9,20),(2,20,11,7),(3,17,6,18),(7,5,4,5),(40,3,5,4)], ids=str)
 def test_threads_share_samples_and_positions(shape, threads, recompute, cuts):
     torch.set_num_threads(threads)

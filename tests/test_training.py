@@ -268,10 +268,8 @@ def whole_run(tmp_path_factory):
     ends = {}
     return run
 
-plain,cuts = dict(),[([(0,1)],(0,4)), ([(1,0)],(1,1)), ([(1,1),(1,3)],(1,4)), ([],(1,3))]
-others = dict(accumulate=3, warmup=3),dict(precision='bf16', warmup=.5),dict(precision='fp16', accumulate=2, scale=2.**17)
-
-@pytest.mark.parametrize('kw,after,cut', [(plain,*c) for c in cuts]+[(kw,*c) for kw in others for c in cuts[1:3]], ids=str)
+@pytest.mark.parametrize('kw', [dict(), dict(accumulate=3, warmup=3), dict(precision='bf16', warmup=.5), dict(precision='fp16', accumulate=2, scale=2.**17)], ids=str)
+@pytest.mark.parametrize('after,cut', [([(0,1)],(0,4)), ([(1,0)],(1,1)), ([(1,1),(1,3)],(1,4)), ([],(1,3))], ids=str)
 def test_resumed_run_is_the_same_run(tmp_path, whole_run, kw, after, cut):
     "A checkpoint in the middle of an epoch, and batches after it that are lost: weights, average, optimizer, loss scale, half-accumulated gradients, random states and history end alike"
     with pytest.raises(KeyboardInterrupt): fit(tmp_path, kw, Some(tmp_path, *after), Cut(*cut))
